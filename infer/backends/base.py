@@ -1,0 +1,55 @@
+"""What the runner asks of a backend, the same for every target."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Outputs(NamedTuple):
+    """Results of a batch of N images over C classes, best k first.
+
+    Attributes:
+        logits: float32 ``[N, C]``.
+        scores: float32 ``[N, k]``, softmax probabilities, falling.
+        classes: int32 ``[N, k]``, indices into the labels.
+    """
+
+    logits: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
+
+
+class Backend(Protocol):
+    """One opened engine. Every method is safe to call from several threads.
+
+    Attributes:
+        target: ``openvino``, ``tensorrt`` or ``tensorrt_rtx``.
+        device: what runs it, for people: ``"CPU (AMD EPYC, 2 threads)"``.
+        max_batch: the largest batch of one call.
+        in_flight: how many submitted batches keep the device busy; more only wait.
+    """
+
+    target: str
+    device: str
+    max_batch: int
+    in_flight: int
+
+    def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
+        """Start ``batch`` (uint8 ``[N, H, W, 3]``, C-contiguous, 1 <= N <= ``max_batch``).
+
+        Blocks while ``in_flight`` batches are under way. The array must not be changed until the future
+        is done. The arrays of the result belong to the caller.
+        """
+        ...
+
+    def infer(self, batch: NDArray[np.uint8]) -> Outputs:
+        """``submit(batch).result()``."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; harmless when called twice."""
+        ...

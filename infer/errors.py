@@ -1,0 +1,53 @@
+"""The one exception family of the project.
+
+Every message says what was expected, what was found and what to do. The commands print the message as
+one line and exit with :attr:`IResNetError.exit_code`; a traceback appears only under ``--debug``.
+"""
+
+from __future__ import annotations
+
+
+class IResNetError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(IResNetError):
+    """The caller passed something that cannot be used: a path, an option, an array."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """One image cannot be decoded or is not acceptable. It costs that image only."""
+
+
+class WeightsError(IResNetError):
+    """A checkpoint is missing, cannot be read or does not fit the model."""
+
+
+class GraphError(IResNetError):
+    """An ONNX graph is not what a pass needs, or a pass changed its results."""
+
+
+class BuildError(IResNetError):
+    """A target could not be built."""
+
+
+class BundleError(IResNetError):
+    """A bundle is damaged, of an unknown version, or made for another machine."""
+
+
+class TargetUnavailableError(IResNetError):
+    """A backend cannot run here: a library, a driver or a device is missing."""
+
+
+class UntrainedError(IResNetError):
+    """Predictions were asked of an engine built from random weights."""
+
+
+class AccuracyError(IResNetError):
+    """An engine misses its accuracy threshold."""
+
+    exit_code = 3
