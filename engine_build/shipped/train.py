@@ -174,7 +174,8 @@ def main() -> None:
     model.load_state_dict({k: v.float() if v.dtype.is_floating_point else v for k, v in half.items()})
     top1 = accuracy(model, images, labels, 64)
     print(f"top-1 on 10,000 test images with the saved float16 weights: {top1:.2f} %")
-    (out / "training.json").write_text(json.dumps({"top1": top1, "arguments": {k: str(v) for k, v in vars(args).items()}}, indent=2))
+    recipe = {name: getattr(args, name) for name in ("epochs", "small_epochs", "batch", "lr", "weight_decay", "seed")}
+    (out / "training.json").write_text(json.dumps({"test_top1": top1, **recipe, "torch": torch.__version__}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The targets a bundle can be built for, one file a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infer.bundle import GRAPH, BatchProfile, Plan, file_entry
+
+BUILDABLE = ("tensorrt", "tensorrt_rtx", "openvino")
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Options of the targets; None means the target's own default.
+
+    Attributes:
+        batch: smallest, tuned and largest batch of a TensorRT plan.
+        workspace: bytes of scratch memory TensorRT may use.
+        timing_cache: file kept between TensorRT builds.
+        compute_capabilities: GPUs a TensorRT-RTX plan runs on.
+        version_compatible, hardware_compatible: TensorRT 10 and 11.
+        progress: show progress bars.
+    """
+
+    batch: BatchProfile = field(default_factory=BatchProfile)
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    progress: bool = False
+
+
+def unavailable(target: str) -> str | None:
+    """None when ``target`` can be built here, else one sentence that says what is missing."""
+    if target == "openvino":
+        from infer.backends.openvino import availability
+
+        return availability()
+    from engine_build.targets.tensorrt import availability as tensorrt_availability
+
+    return tensorrt_availability(target)
+
+
+def build_target(target: str, folder: Path, precision: str, settings: BuildSettings) -> Plan:
+    """Build ``folder/model.onnx`` for ``target``; the files go into ``folder``.
+
+    Raises:
+        BuildError: the target refuses the graph, or is not what was asked for.
+    """
+    if target == "openvino":
+        from engine_build.targets.openvino import build_openvino
+
+        return build_openvino(folder / GRAPH, folder, precision)
+    return _build_tensorrt(target, folder, settings)
+
+
+def _build_tensorrt(target: str, folder: Path, settings: BuildSettings) -> Plan:
+    from engine_build.targets.tensorrt import build_plan
+    from engine_build.targets.trt_request import BatchProfile as PlanProfile
+    from engine_build.targets.trt_request import PlanRequest
+
+    name = f"{target}.plan"
+    request = PlanRequest(
+        graph=folder / GRAPH, plan=folder / name,
+        profile=PlanProfile(settings.batch.min, settings.batch.opt, settings.batch.max),
+        workspace=settings.workspace, timing_cache=settings.timing_cache,
+        compute_capabilities=settings.compute_capabilities if target == "tensorrt_rtx" else None,
+        version_compatible=settings.version_compatible,
+        hardware_compatible=settings.hardware_compatible and target == "tensorrt",
+    )  # fmt: skip
+    built = build_plan(target, request, settings.progress)
+    return Plan(
+        target=target, files=[file_entry(folder, name)], version=built.version,
+        gpu=None if built.gpu is None else built.gpu.name,
+        compute_capabilities=list(built.compute_capabilities), version_compatible=settings.version_compatible,
+        audit=built.audit.to_json(), seconds=built.seconds, notes=list(built.notes),
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+"""Choosing and opening the backend of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infer.backends.base import Backend
+from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
+from infer.errors import BundleError, InputError, TargetUnavailableError
+
+# Fastest first.
+TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
+REFERENCE = "onnxruntime"
+
+
+def availability(target: str) -> str | None:
+    """None when ``target`` runs on this machine, else one sentence that says what is missing.
+
+    Raises:
+        InputError: unknown target.
+    """
+    if target == "openvino":
+        from infer.backends import openvino
+
+        return openvino.availability()
+    if target == REFERENCE:
+        from infer.backends import onnxruntime
+
+        return onnxruntime.availability()
+    if target in TARGETS:
+        from infer.backends import tensorrt
+
+        return tensorrt.availability(target)
+    raise InputError(f"unknown target {target!r}; known: {', '.join((*TARGETS, REFERENCE))}")
+
+
+def open_backend(folder: Path, manifest: Manifest, target: str | None = None, threads: int | None = None) -> Backend:
+    """The backend of ``target``, or of the fastest target of the bundle that runs here.
+
+    Raises:
+        BundleError: a file is damaged or ``target`` was not built.
+        TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
+    """
+    if target is not None:
+        if (missing := availability(target)) is not None:
+            raise TargetUnavailableError(f"{target} cannot run here: {missing}")
+        return _open(folder, manifest, target, threads)
+    reasons = []
+    for plan in sorted(manifest.plans, key=lambda plan: TARGETS.index(plan.target) if plan.target in TARGETS else 99):
+        missing = availability(plan.target) if plan.target in TARGETS else "unknown to this version"
+        if missing is None:
+            try:
+                return _open(folder, manifest, plan.target, threads)
+            except TargetUnavailableError as error:
+                missing = str(error)
+        reasons.append(f"{plan.target}: {missing}")
+    raise TargetUnavailableError(f"no plan of {folder} runs here ({'; '.join(reasons) or 'it has none'})")
+
+
+def _open(folder: Path, manifest: Manifest, target: str, threads: int | None) -> Backend:
+    if target == REFERENCE:
+        from infer.backends.onnxruntime import OnnxRuntimeBackend
+
+        check_files(folder, [manifest.graph])
+        return OnnxRuntimeBackend(folder / GRAPH, threads)
+    plan = find_plan(folder, manifest, target)
+    check_files(folder, plan.files)
+    if not plan.files:
+        raise BundleError(f"{folder}: the plan for {target} lists no file; build the bundle again")
+    path = folder / plan.files[0].file
+    if target == "openvino":
+        from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
+
+        return OpenVINOBackend(path, plan.options, folder / CACHE_FOLDER, threads)
+    return _open_tensorrt(path, manifest, plan)
+
+
+def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan) -> Backend:
+    from infer.backends.tensorrt import TensorRTBackend
+
+    raise NotImplementedError(TensorRTBackend, path, manifest, plan)

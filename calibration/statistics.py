@@ -1,0 +1,54 @@
+"""What a pass over the calibration images has found, and the scales that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from calibration.observers import TensorObserver
+from calibration.thresholds import check_method, threshold
+from infer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of activations over all images.
+
+    Attributes:
+        tensors: by tensor name, in graph order: minimum, maximum, number of elements, histogram of magnitudes.
+        images: how many images were seen.
+        data_hash: SHA-256 of the images, the same in any order.
+        warnings: one line each: what looks wrong about the images or the activations.
+    """
+
+    tensors: dict[str, TensorObserver]
+    images: int
+    data_hash: str
+    warnings: list[str]
+
+    def amax(self, method: str, **parameters: Any) -> dict[str, float]:
+        """The magnitude that int8's 127 shall stand for, by tensor name; 0 for a tensor that is always zero.
+
+        Args:
+            method: ``minmax``, ``percentile``, ``entropy`` or ``mse``, see :mod:`calibration.thresholds`.
+            parameters: of the method: ``percentile=99.99``.
+
+        Raises:
+            InputError: unknown method or parameter, or histograms were not collected.
+        """
+        check_method(method, parameters)
+        found = {}
+        for name, seen in self.tensors.items():
+            if method == "minmax":
+                found[name] = seen.amax
+            elif seen.histogram is None:
+                raise InputError(f"method {method!r} needs histograms, but only ranges were collected; use minmax")
+            else:
+                found[name] = threshold(method, seen.histogram, seen.amax, parameters)
+        return found
+
+    def scales(self, method: str, **parameters: Any) -> dict[str, np.float32]:
+        """Symmetric int8 scales, ``amax / 127`` in float32, by tensor name. Arguments and errors as :meth:`amax`."""
+        return {name: np.float32(amax / 127) for name, amax in self.amax(method, **parameters).items()}

@@ -1,0 +1,98 @@
+"""Sources of a float graph: PyTorch's exporter, or a user's own ONNX classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from engine_build.graph import INPUT, LOGITS, OPSET, Logits, check_step
+from engine_build.onnx_index import Index
+from engine_build.reference import graph_logits, torch_logits
+from infer.errors import GraphError
+from infer.preprocess import Preprocessing
+
+
+def export_torch(model: torch.nn.Module, spec: Preprocessing) -> tuple[onnx.ModelProto, Logits]:
+    """``model`` as ONNX with a dynamic batch, and its logits in PyTorch as the reference for later passes.
+
+    Raises:
+        GraphError: ONNX Runtime does not reproduce PyTorch at batch sizes 1 and 3.
+    """
+    buffer = io.BytesIO()
+    example = torch.zeros(2, 3, spec.crop, spec.crop)
+    silence = contextlib.redirect_stdout(io.StringIO())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), silence, torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(), (example,), buffer, dynamo=True, verbose=False, opset_version=OPSET,
+            input_names=[INPUT], output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+    graph = onnx.load_model_from_string(buffer.getvalue())
+    reference = torch_logits(model, spec)
+    check_step("export", graph, spec, reference)
+    return graph, reference
+
+
+def load_user_graph(path: Path, spec: Preprocessing) -> tuple[onnx.ModelProto, Logits, int]:
+    """A user's float classifier, its logits in ONNX Runtime as the reference, and its number of classes.
+
+    A fixed batch is made dynamic and an opset below 17 is converted; anything else must already be right.
+
+    Raises:
+        GraphError: not ONNX, or not one float32 input ``[N, 3, H, W]`` and one output ``[N, C]``.
+    """
+    if not path.is_file():
+        raise GraphError(f"no ONNX file at {path}")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf and checker errors share no base
+        raise GraphError(f"{path}: not a valid ONNX model ({str(error).splitlines()[0][:200]})") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    outputs = list(model.graph.output)
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise GraphError(f"{path}: expected one input and one output, found {len(inputs)} and {len(outputs)}")
+    shape_in, shape_out = _shape(inputs[0]), _shape(outputs[0])
+    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(shape_in) != 4 or shape_in[1] != 3:
+        raise GraphError(f"{path}: expected a float32 input [N, 3, H, W], found {shape_in}")
+    if shape_in[2] not in (None, spec.crop) or shape_in[3] not in (None, spec.crop):
+        raise GraphError(f"{path}: its input is {shape_in[2]}x{shape_in[3]} but the crop is {spec.crop}; pass --crop {shape_in[2]}")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < 17:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    del model.graph.input[:]
+    model.graph.input.append(inputs[0])
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    if Index(model).op_counts()["Conv"] == 0:
+        raise GraphError(f"{path}: no convolution in it; is it an image classifier?")
+    reference = graph_logits(model, spec)
+    check_step("load", model, spec, reference)
+    from engine_build.synthetic import synthetic_images
+
+    logits = reference(synthetic_images(2, spec.crop))
+    if logits.ndim != 2:
+        raise GraphError(f"{path}: expected logits [N, C], found {logits.shape}")
+    if shape_out and isinstance(shape_out[-1], int) and shape_out[-1] != logits.shape[1]:
+        raise GraphError(f"{path}: declares {shape_out[-1]} classes but computes {logits.shape[1]}")
+    _refuse_softmax(model, path)
+    return model, reference, logits.shape[1]
+
+
+def _refuse_softmax(model: onnx.ModelProto, path: Path) -> None:
+    last = Index(model).producer[model.graph.output[0].name]
+    if last.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+        raise GraphError(f"{path}: ends in {last.op_type}; pass the model without it, softmax is added here")
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
+    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]

@@ -1,0 +1,42 @@
+"""Reference logits in float32: from a torch module and, through ONNX Runtime, from a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from engine_build.graph import INPUT, Logits
+from infer.preprocess import Preprocessing
+
+
+def normalise(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
+    """uint8 ``[N, H, W, 3]`` to normalised float32 ``[N, 3, H, W]``."""
+    mean, std = np.array(spec.mean), np.array(spec.std)
+    return np.ascontiguousarray(((images / 255 - mean) / std).transpose(0, 3, 1, 2), np.float32)
+
+
+def torch_logits(model: torch.nn.Module, spec: Preprocessing) -> Logits:
+    """Logits of ``model`` in eval mode."""
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return model(torch.from_numpy(normalise(images, spec))).numpy()
+
+    return run
+
+
+def graph_logits(model: onnx.ModelProto, spec: Preprocessing) -> Logits:
+    """Logits of a graph in ONNX Runtime; a float NCHW input is fed normalised images, a uint8 one the images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    output = session.get_outputs()[0].name
+    raw = name == INPUT and session.get_inputs()[0].type == "tensor(uint8)"
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return session.run([output], {name: images if raw else normalise(images, spec)})[0]
+
+    return run

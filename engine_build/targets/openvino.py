@@ -1,0 +1,107 @@
+"""The OpenVINO target: the precision-typed graph as OpenVINO IR, and an audit of what this CPU runs of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
+from infer.bundle import Plan, file_entry
+from infer.errors import BuildError, TargetUnavailableError
+
+XML, BIN = "openvino.xml", "openvino.bin"
+# What each precision asks of the plugin. A CPU without fp16 or bf16 arithmetic would emulate it slowly, so
+# the hint is only given where the CPU lists the capability; the audit says what then runs.
+_NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
+_MACS = ("Convolution", "FullyConnected", "MatMul")
+_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_HINTS = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16")}
+
+
+def build_openvino(graph: Path, folder: Path, precision: str) -> Plan:
+    """Write ``openvino.xml`` and ``.bin`` into ``folder``, compile them once and read back what runs.
+
+    Args:
+        graph: the precision-typed ONNX graph.
+        folder: the bundle under construction.
+        precision: of the graph.
+
+    Raises:
+        BuildError: OpenVINO refuses the graph.
+    """
+    import openvino
+
+    started = time.monotonic()
+    core = openvino.Core()
+    try:
+        model = core.read_model(graph)
+    except RuntimeError as error:
+        raise BuildError(f"OpenVINO cannot read {graph.name}: {str(error).strip().splitlines()[-1][:300]}") from error
+    openvino.save_model(model, folder / XML, compress_to_fp16=False)
+    hint, notes = inference_precision(core, precision)
+    options = {"INFERENCE_PRECISION_HINT": hint}
+    try:
+        backend = OpenVINOBackend(folder / XML, options, folder / CACHE_FOLDER)
+    except TargetUnavailableError as error:
+        raise BuildError(str(error)) from error
+    try:
+        size = sum((folder / name).stat().st_size for name in (XML, BIN))
+        audit = audit_runtime(backend.runtime_model(), size)
+    finally:
+        backend.close()
+    return Plan(
+        target="openvino",
+        files=[file_entry(folder, XML), file_entry(folder, BIN)],
+        version=openvino.__version__.split("-")[0],
+        audit=audit,
+        options=options,
+        seconds=time.monotonic() - started,
+        notes=notes,
+    )
+
+
+def inference_precision(core: Any, precision: str) -> tuple[str, list[str]]:
+    """``(INFERENCE_PRECISION_HINT, notes)`` for a graph of ``precision`` on this CPU."""
+    capability, hint = _HINTS[precision]
+    if capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return hint, []
+    return "f32", [f"this CPU has no {precision} arithmetic: weights are {precision}, OpenVINO computes in float32"]
+
+
+def audit_runtime(runtime: Any, engine_bytes: int) -> dict[str, Any]:
+    """Layers of a compiled model, in the form of :meth:`engine_build.audit.PlanAudit.to_json` without the layer list.
+
+    OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
+    which primitive; the ONNX node is its ``originalLayersNames``.
+    """
+    types: Counter[str] = Counter()
+    precisions: Counter[str] = Counter()
+    nodes: dict[str, str] = {}
+    primitives: Counter[str] = Counter()
+    for op in runtime.get_ordered_ops():
+        info = {key: str(value.astype(str)) for key, value in op.get_rt_info().items()}
+        kind = info.get("layerType", op.get_type_name())
+        if kind in _NO_WORK:
+            continue
+        precision = _NAMES.get(info.get("runtimePrecision", "?").lower(), info.get("runtimePrecision", "?"))
+        types[kind] += 1
+        precisions[precision] += 1
+        if kind in _MACS:
+            nodes[info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]] = precision
+            primitives[info.get("primitiveType", "?")] += 1
+    summary = {
+        "layers": types.total(),
+        "kernels": types.total(),
+        "layer_types": dict(types.most_common()),
+        "layer_precisions": dict(precisions.most_common()),
+        "reformats": types["Reorder"],
+        "mac_nodes": len(nodes),
+        "mac_precisions": dict(Counter(nodes.values()).most_common()),
+        "mac_primitives": dict(primitives.most_common()),
+        "engine_bytes": engine_bytes,
+    }
+    return {"format": 1, "summary": summary, "node_precisions": nodes}

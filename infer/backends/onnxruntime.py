@@ -1,0 +1,63 @@
+"""The reference engine: ONNX Runtime runs the bundle's ``model.onnx`` itself, independent of every plan."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.backends.base import Outputs
+from infer.errors import TargetUnavailableError
+
+
+def availability() -> str | None:
+    """None when ONNX Runtime is installed, else one sentence that says what is missing."""
+    return None if find_spec("onnxruntime") else "onnxruntime is not installed; pip install onnxruntime"
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime on the CPU, one batch at a time; see :class:`infer.backends.base.Backend`.
+
+    Args:
+        model: an ONNX graph with the bundle's input and outputs.
+        threads: CPU threads; None for all.
+
+    Raises:
+        TargetUnavailableError: ONNX Runtime is missing or refuses the graph.
+    """
+
+    target = "onnxruntime"
+    max_batch = 32
+    in_flight = 1
+
+    def __init__(self, model: Path, threads: int | None = None) -> None:
+        if (missing := availability()) is not None:
+            raise TargetUnavailableError(missing)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise TargetUnavailableError(f"ONNX Runtime cannot run {model}: {str(error)[:300]}") from error
+        self.device = f"CPU (ONNX Runtime {onnxruntime.__version__})"
+
+    def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
+        """Runs at once; the future is done when this returns."""
+        future: Future[Outputs] = Future()
+        try:
+            future.set_result(self.infer(batch))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def infer(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See :meth:`infer.backends.base.Backend.infer`."""
+        return Outputs(*self._session.run(["logits", "scores", "classes"], {"images": batch}))
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,166 @@
+"""The CPU target: OpenVINO, with static shapes, its own choice of streams and a model cache in the bundle.
+
+A dynamic batch costs a quantised model about a quarter of its speed, so the graph is compiled once for each
+power of two up to :data:`LARGEST_BATCH`, when it is first needed. A batch of one is compiled for latency (all
+threads on one image), larger ones for throughput (independent streams).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.backends.base import Outputs
+from infer.errors import TargetUnavailableError
+
+if TYPE_CHECKING:
+    import openvino
+
+LARGEST_BATCH = 8
+CACHE_FOLDER = "openvino.cache"
+
+
+def availability() -> str | None:
+    """None when OpenVINO runs here, else one sentence that says what is missing."""
+    from importlib.util import find_spec
+
+    return None if find_spec("openvino") else "openvino is not installed; pip install openvino"
+
+
+class OpenVINOBackend:
+    """An OpenVINO model on the CPU; see :class:`infer.backends.base.Backend`.
+
+    Args:
+        model: ``openvino.xml`` (with its ``.bin``) or an ONNX graph.
+        options: OpenVINO properties for compilation, such as ``INFERENCE_PRECISION_HINT``.
+        cache: folder for compiled models; None, or a folder that cannot be written, compiles every time.
+        threads: CPU threads; None lets OpenVINO decide.
+
+    Raises:
+        TargetUnavailableError: OpenVINO is missing or refuses the model.
+    """
+
+    target = "openvino"
+
+    def __init__(
+        self,
+        model: Path,
+        options: dict[str, str] | None = None,
+        cache: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if (missing := availability()) is not None:
+            raise TargetUnavailableError(missing)
+        import openvino
+
+        self._ov = openvino
+        self._core = openvino.Core()
+        self._options: dict[str, Any] = dict(options or {})
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        if cache is not None and _writable(cache):
+            self._options["CACHE_DIR"] = str(cache)
+        try:
+            self._model = self._core.read_model(model)
+        except RuntimeError as error:
+            raise TargetUnavailableError(f"OpenVINO cannot read {model} ({_brief(error)})") from error
+        self.input_shape = tuple(d.get_length() for d in list(self._model.input(0).partial_shape)[1:])
+        self._lock = threading.Lock()
+        self._pools: dict[int, _Pool] = {}
+        self._closed = False
+        self.max_batch = LARGEST_BATCH
+        largest = self._pool(LARGEST_BATCH)
+        self.in_flight = largest.size
+        name = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
+        count = largest.compiled.get_property("INFERENCE_NUM_THREADS")
+        self.device = f"CPU ({name}, {count} threads, {largest.size} streams)"
+
+    def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
+        """See :meth:`infer.backends.base.Backend.submit`."""
+        if self._closed:
+            raise TargetUnavailableError("this backend is closed")
+        count = len(batch)
+        size = 1 << (count - 1).bit_length()
+        if count < size:
+            padded = np.zeros((size, *batch.shape[1:]), np.uint8)
+            padded[:count] = batch
+            batch = padded
+        return self._pool(size).start(batch, count)
+
+    def infer(self, batch: NDArray[np.uint8]) -> Outputs:
+        """See :meth:`infer.backends.base.Backend.infer`."""
+        return self.submit(batch).result()
+
+    def runtime_model(self) -> openvino.Model:
+        """The graph that really runs at the largest batch, with precisions and primitives in its ``rt_info``."""
+        return self._pool(LARGEST_BATCH).compiled.get_runtime_model()
+
+    def close(self) -> None:
+        """Wait for what is under way and release the models."""
+        with self._lock:
+            self._closed = True
+            pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            pool.queue.wait_all()
+
+    def _pool(self, size: int) -> _Pool:
+        with self._lock:
+            if size not in self._pools:
+                self._pools[size] = self._compile(size)
+            return self._pools[size]
+
+    def _compile(self, size: int) -> _Pool:
+        model = self._model.clone()
+        model.reshape({0: [size, *self.input_shape]})
+        hint = "LATENCY" if size == 1 else "THROUGHPUT"
+        try:
+            compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, **self._options})
+        except RuntimeError as error:
+            raise TargetUnavailableError(f"OpenVINO cannot compile the model ({_brief(error)})") from error
+        return _Pool(self._ov, compiled)
+
+
+class _Pool:
+    """A compiled model with as many requests as it has streams."""
+
+    def __init__(self, ov: Any, compiled: openvino.CompiledModel) -> None:
+        self.compiled = compiled
+        self.queue = ov.AsyncInferQueue(compiled)
+        self.size = len(self.queue)
+        self.queue.set_callback(_deliver)
+        self._lock = threading.Lock()
+
+    def start(self, batch: NDArray[np.uint8], count: int) -> Future[Outputs]:
+        future: Future[Outputs] = Future()
+        future.set_running_or_notify_cancel()
+        with self._lock:  # the queue's own search for an idle request is not thread-safe
+            self.queue.start_async({0: batch}, (future, count, batch), share_inputs=True)
+        return future
+
+
+def _deliver(request: openvino.InferRequest, data: tuple[Future[Outputs], int, NDArray[np.uint8]]) -> None:
+    future, count, _keep_alive = data
+    try:
+        results = [request.get_output_tensor(i).data[:count].copy() for i in range(3)]
+        future.set_result(Outputs(*results))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

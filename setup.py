@@ -1,0 +1,45 @@
+"""Package metadata. A deployment that only infers needs none of the extras but its backend's."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "engine_build/__init__.py").read_text())[1]
+
+LINUX_X86 = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
+OPENVINO = ["openvino>=2026.2"]
+
+setup(
+    name="iresnet-trt",
+    version=VERSION,
+    description="From an iResNet checkpoint to a verified, fast TensorRT engine, and the runner that serves it",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["engine_build*", "calibration*", "infer*"]),
+    package_data={
+        "engine_build.shipped": ["*/*.safetensors", "*/*.tar.gz", "*/*.txt", "*/*.md", "*/*.json"],
+        "infer": ["data/*"],
+    },
+    install_requires=["numpy>=1.26", "pillow>=11", "msgspec>=0.19", "typer>=0.15", "rich>=13"],
+    extras_require={
+        # Checkpoints, graphs and engines that need no GPU to build.
+        "build": [
+            "torch>=2.9", "onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23", "safetensors>=0.5", "gdown>=5.2",
+            *OPENVINO, "tensorrt-rtx-cu13>=1.5" + LINUX_X86,
+        ],
+        "openvino": OPENVINO,
+        # pycuda is compiled against the CUDA toolkit of the machine.
+        "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
+        "test": [
+            "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
+            "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
+        ],
+        "lint": ["ruff>=0.14", "mypy>=1.15"],
+    },
+    entry_points={
+        "console_scripts": ["iresnet-build = engine_build.cli:main", "iresnet-infer = infer.cli:main"],
+    },
+)  # fmt: skip
