@@ -85,8 +85,8 @@ def percentile(histogram: Histogram, amax: float, percentile: float = DEFAULT_PE
     return min((at + inside) * histogram.width, amax)
 
 
-def entropy(histogram: Histogram, amax: float, stride: int = 4) -> float:
-    """The clipping with the least Kullback-Leibler divergence, searched over every ``stride``-th bin edge.
+def entropy(histogram: Histogram, amax: float) -> float:
+    """The clipping with the least Kullback-Leibler divergence, searched over every bin edge from the 128th on.
 
     For ``i`` bins kept, the reference P is the first ``i`` bins with everything above added to the last; the
     candidate Q merges the first ``i`` bins into 128 levels and spreads each level evenly over those of its bins that
@@ -108,7 +108,7 @@ def entropy(histogram: Histogram, amax: float, stride: int = 4) -> float:
         return amax
     plogp = _prefix(_xlogx(counts))
     occupied = _prefix(counts > 0)
-    kept = np.arange(used, _ENTROPY_LEVELS - 1, -stride)[::-1]
+    kept = np.arange(_ENTROPY_LEVELS, used + 1)
     divergence = np.concatenate([_divergences(part, counts, mass, plogp, occupied) for part in _chunks(kept, 512)])
     # Of equal candidates the widest: it clips least.
     best = kept[len(kept) - 1 - int(np.argmin(divergence[::-1]))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine_build.zoo import MODELS, count_macs, count_parameters, create_model
-from infer.bundle import BatchProfile, Manifest
+from infer.bundle import BatchProfile, Manifest, Plan
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
 from infer.errors import InputError
 from infer.preprocess import Preprocessing
@@ -176,18 +177,29 @@ def _result(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
+    ("kernels", lambda plan, audit: f"{audit['kernels']} ({_mix(audit['layer_precisions'])})"),
+    ("convolutions, products", lambda plan, audit: _mix(audit["mac_precisions"])),
+    ("reformats", lambda plan, audit: str(audit["reformats"])),
+    ("file", lambda plan, audit: human_bytes(sum(entry.size for entry in plan.files))),
+    ("scratch, largest batch", lambda plan, audit: _optional_bytes(audit.get("activation_bytes"))),
+    ("DRAM an image, estimate", lambda plan, audit: _optional_bytes(audit.get("dram_bytes_per_image"))),
+    ("built in", lambda plan, audit: f"{plan.seconds:.1f} s"),
+)
+
+
+def _optional_bytes(size: int | None) -> str:
+    return "-" if size is None else human_bytes(size)
+
+
 def _print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
     out = Console(highlight=False)
-    table = Table(title=f"{folder}", title_justify="left", show_edge=False)
-    for head in ("target", "version", "kernels", "convolutions and products", "reformats", "file", "activations", "built in"):
-        table.add_column(head)
+    table = Table(title=f"{folder}", title_justify="left")
+    table.add_column("")
     for plan in manifest.plans:
-        audit = plan.audit["summary"]
-        table.add_row(
-            plan.target, plan.version, f"{audit['kernels']} ({_mix(audit['layer_precisions'])})",
-            _mix(audit["mac_precisions"]), str(audit["reformats"]), human_bytes(sum(f.size for f in plan.files)),
-            human_bytes(audit["activation_bytes"]) if audit.get("activation_bytes") else "-", f"{plan.seconds:.1f} s",
-        )  # fmt: skip
+        table.add_column(f"{plan.target} {plan.version}")
+    for label, cell in _ROWS:
+        table.add_row(label, *(cell(plan, plan.audit["summary"]) for plan in manifest.plans))
     out.print(table)
     out.print("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()), markup=False)
     for plan in manifest.plans:

@@ -203,9 +203,8 @@ def _class_folders(records: list[Record], classes: ClassNames) -> tuple[NDArray[
 def _folders(record: Record) -> tuple[str, ...]:
     """The folders around an image: what was named on the command line (a tar file without suffix), then those below."""
     name = record.source.absolute().name
-    if record.read is not None and record.source.is_file():
-        name = name[: -max(len(suffix) for suffix in TAR_SUFFIXES if name.lower().endswith(suffix))]
-    return (name, *record.member.split("/")[:-1])
+    suffix = next((suffix for suffix in TAR_SUFFIXES if name.lower().endswith(suffix)), "")
+    return (name[: len(name) - len(suffix)], *record.member.split("/")[:-1])
 
 
 def _validation_set(records: list[Record], classes: ClassNames) -> tuple[NDArray[np.int64], str]:

@@ -58,7 +58,7 @@ def build_plan(
     Args:
         target: one of :data:`TARGETS`.
         request: what to build.
-        progress: a rich Progress to draw in, True or False; None draws a bar where standard output is a terminal.
+        progress: a rich Progress to draw in, True or False; None draws a bar where standard error is a terminal.
         gate: called with the audit before the plan is written; what it raises prevents the plan.
 
     Raises:
@@ -78,11 +78,14 @@ def build_plan(
     with interruptible() as cancelled, progress_bar(progress, f"{target} plan") as report:
         build = _Build(target, request)
         plan = build.run(fp8, report, cancelled)
+    build.keep_timings()
     audit = build.audit(plan, nodes)
     if gate is not None:
         gate(audit)
-    digest = _write(request.plan, memoryview(plan))
-    build.keep_timings()
+    try:
+        digest = _write(request.plan, memoryview(plan))
+    except OSError as error:
+        raise BuildError(f"the plan of {plan.nbytes} bytes could not be written to {request.plan}: {error}") from error
     gpu = None if target == RTX else find_gpus()[0][0]
     return BuiltPlan(
         target=target,

@@ -28,8 +28,10 @@ def availability(target: str) -> str | None:
 
         return onnxruntime.availability()
     if target in TARGETS:
-        from infer.backends import tensorrt
-
+        try:
+            from infer.backends import tensorrt
+        except ImportError:
+            return "pending"
         return tensorrt.availability(target)
     raise InputError(f"unknown target {target!r}; known: {', '.join((*TARGETS, REFERENCE))}")
 

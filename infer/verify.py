@@ -1,0 +1,122 @@
+"""Verify a bundle: labelled images through it and through FP32, a verdict, and the result into the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.accuracy import DEFAULT_THRESHOLD, judge, measure, record
+from infer.backends import REFERENCE, availability
+from infer.bundle import add_accuracy, read_manifest
+from infer.datasets import open_dataset
+from infer.errors import InputError
+from infer.progress import progress
+from infer.runner import Runner, open_bundle
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came out.
+
+    Attributes:
+        record: the figures, the verdict and their circumstances, as stored in the manifest.
+        failures: images that could not be read, one line each.
+    """
+
+    record: dict[str, Any]
+    failures: list[str]
+
+
+def verify_bundle(
+    folder: Path,
+    data: Sequence[str],
+    *,
+    reference: Path | None = None,
+    reference_target: str | None = None,
+    target: str | None = None,
+    ground_truth: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threshold: float = DEFAULT_THRESHOLD,
+    strict: bool = False,
+    allow_untrained: bool = False,
+    threads: int | None = None,
+) -> Verification:
+    """Measure ``folder`` on ``data`` and store the result in its manifest.
+
+    Args:
+        folder: the bundle.
+        data: folders or tar files with labelled images (see :func:`infer.datasets.open_dataset`).
+        reference: FP32 bundle of the same weights; None takes the sibling ``<model>-fp32``, for an fp32 bundle itself.
+        reference_target: what runs the reference; None for ONNX Runtime where it is installed, an engine independent
+            of every plan, else the fastest.
+        target: what runs the bundle; None for the fastest.
+        ground_truth: classes of a flat folder.
+        limit, seed: use a class-balanced sample.
+        threshold: see :func:`infer.accuracy.judge`.
+        strict: raise at the first image that cannot be read.
+        allow_untrained: measure although the weights are random.
+        threads: CPU threads of CPU targets.
+
+    Raises:
+        InputError: no images, no labels, or a reference with other weights or pre-processing.
+        BundleError, TargetUnavailableError, UntrainedError: see :func:`infer.open_bundle`.
+    """
+    with ExitStack() as stack:
+        runner = stack.enter_context(
+            open_bundle(folder, target=target, allow_untrained=allow_untrained, threads=threads)
+        )
+        runner.require_trained()
+        dataset = open_dataset(
+            data, runner.labels, runner.manifest.wnids, ground_truth=ground_truth, limit=limit, seed=seed
+        )
+        fp32 = _open_reference(folder, runner, reference, reference_target, threads)
+        if fp32 is not None:
+            stack.enter_context(fp32)
+        failures = [f"{unread.name}: {unread.defect}" for unread in dataset.unreadable]
+
+        with progress("verify", len(dataset)) as advance:
+
+            def batches() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+                for batch, targets in dataset.batches(runner.preprocessing, runner.backend.max_batch, strict=strict):
+                    failures.extend(str(failure.error) for failure in batch.failures)
+                    advance(len(batch.records) + len(batch.failures))
+                    yield targets, batch.images
+
+            figures = measure(runner, fp32, batches()).to_json()
+        if figures["images"] == 0:
+            raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
+        source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
+        found = record(runner, figures, judge(figures, threshold), ", ".join(Path(p).name for p in data), source)
+    add_accuracy(folder, found)
+    return Verification(found, failures)
+
+
+def _open_reference(
+    folder: Path, runner: Runner, reference: Path | None, target: str | None, threads: int | None
+) -> Runner | None:
+    model = runner.manifest.model
+    if reference is None:
+        sibling = folder.resolve().parent / f"{model.name}-fp32"
+        reference = folder if runner.manifest.precision == "fp32" else sibling
+        if not reference.is_dir():
+            return None
+    manifest = read_manifest(reference)
+    if manifest.precision != "fp32":
+        raise InputError(f"{reference} is {manifest.precision}; the reference must be an fp32 bundle")
+    if (manifest.model.weights, manifest.model.weights_sha256) != (model.weights, model.weights_sha256):
+        raise InputError(
+            f"{reference} was built from other weights ({manifest.model.weights}) than {folder} ({model.weights}); "
+            "build both from the same, or pass --reference"
+        )
+    if manifest.preprocessing != runner.manifest.preprocessing:
+        raise InputError(f"{reference} and {folder} differ in pre-processing; build them with the same options")
+    if target is None and availability(REFERENCE) is None:
+        target = REFERENCE
+    return open_bundle(reference, target=target, allow_untrained=True, threads=threads)
