@@ -116,7 +116,7 @@ def _sorting_pays(scaled: NDArray[np.float32]) -> bool:
     if scaled.size < _SORT_FROM or not _sorting_is_fast():
         return False
     sample = scaled[::_SAMPLE_STEP]
-    return 1 - np.count_nonzero(sample) / sample.size > _SORT_ZEROS
+    return bool(np.count_nonzero(sample) < (1 - _SORT_ZEROS) * sample.size)
 
 
 @functools.cache

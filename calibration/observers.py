@@ -113,7 +113,7 @@ class InputObserver:
     def observe(self, image: NDArray[Any]) -> None:
         """Add one image, C-contiguous, without batch axis."""
         digest = hashlib.sha256(f"{image.dtype.str}{image.shape}".encode())
-        digest.update(image)
+        digest.update(image.data)
         self.digests.append(digest.digest())
         if image.dtype != np.uint8 or not image.size:
             return

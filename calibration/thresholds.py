@@ -27,6 +27,7 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 DEFAULT_PERCENTILE = 99.99
 LEVELS = 127
 _ENTROPY_LEVELS = 128
+_SAME_DIVERGENCE = 1e-10  # nats
 _MSE_LOWEST = 1 / 64  # of amax; no sensible clipping is further down
 _MSE_COARSE, _MSE_FINE, _MSE_ROUNDS = 97, 17, 3
 
@@ -110,8 +111,8 @@ def entropy(histogram: Histogram, amax: float) -> float:
     occupied = _prefix(counts > 0)
     kept = np.arange(_ENTROPY_LEVELS, used + 1)
     divergence = np.concatenate([_divergences(part, counts, mass, plogp, occupied) for part in _chunks(kept, 512)])
-    # Of equal candidates the widest: it clips least.
-    best = kept[len(kept) - 1 - int(np.argmin(divergence[::-1]))]
+    # Of candidates that are equal but for rounding the widest: it clips least.
+    best = kept[divergence <= divergence.min() + _SAME_DIVERGENCE][-1]
     return min(float(best) * histogram.width, amax)
 
 
@@ -137,7 +138,8 @@ def _divergences(
         terms[p_mass == 0] = 0
         total = mass[-1]
         own = plogp[kept - 1] + _xlogx(last + outliers)
-        return (own - terms.sum(axis=1)) / total - math.log(total) + np.log(mass[kept])
+        divergence = (own - terms.sum(axis=1)) / total - math.log(total) + np.log(mass[kept])
+    return np.where(mass[kept] > 0, divergence, math.inf)
 
 
 def mse(histogram: Histogram, amax: float) -> float:
@@ -209,4 +211,9 @@ def _chunks(values: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-_FUNCTIONS: dict[str, Callable[..., float]] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -97,6 +98,18 @@ def build(
 
 @app.command()
 @guarded
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundles.")] = Path("engines"),
+    debug: DebugOption = False,
+) -> None:
+    """Take the shipped model through the whole chain: build, classify, verify, one table."""
+    from engine_build.demo import demo as run
+
+    run(output, Console(highlight=False))
+
+
+@app.command()
+@guarded
 def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the models: size, work, official accuracy, and whether trained weights are at hand."""
     from engine_build.weights import SUFFIXES, cache_folder
@@ -106,9 +119,9 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         if row.shipped is not None:
             weights = "shipped"
         elif any((cache_folder() / f"{row.name}{suffix}").is_file() for suffix in SUFFIXES):
-            weights = "in the cache"
+            weights = "cached"
         else:
-            weights = "to download" if row.drive_id else "none released"
+            weights = "official" if row.drive_id else "none"
         rows.append(
             {
                 "model": row.name, "parameters": count_parameters(create_model(row.name)), "gmac": count_macs(row) / 1e9,
@@ -119,7 +132,7 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(title="Models", title_justify="left", caption="GMAC of one image; ImageNet top-1 and top-5 as published")
+    table = Table(title="Models", title_justify="left", box=box.SIMPLE, caption="GMAC of one image; published ImageNet accuracy; official = to be downloaded")
     for head in ("model", "parameters", "GMAC", "input", "classes", "top-1", "top-5", "weights"):
         table.add_column(head, justify="left" if head in ("model", "weights") else "right")
     for r in rows:

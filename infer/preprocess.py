@@ -139,7 +139,7 @@ class _Axis:
         """Whole source pixels, first and one past the last, that the surviving part is computed from."""
         support = reach * max(1.0, self.size / self.resized)
         first, last = self.edges()
-        return max(0, math.floor(first - support) - 1), min(self.size, math.ceil(last))
+        return max(0, math.floor(first - support) - 1), min(self.size, math.ceil(last + support) + 1)
 
     def full(self) -> _Axis:
         """The same axis, resized as a whole."""

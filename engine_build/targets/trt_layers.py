@@ -43,7 +43,8 @@ _SYNC_TYPES = {"signal", "wait", "shape_call"}
 
 def parse_layers(listing: str) -> tuple[Layer, ...]:
     """The layers of the log message ``listing``, in its order. Lines that describe no layer are skipped."""
-    lines = listing.partition("\nI/O Tensors:")[0].splitlines()
+    # Not splitlines(): TensorRT 10 separates fused nodes with \x1e, which that takes for the end of a line.
+    lines = listing.partition("\nI/O Tensors:")[0].split("\n")
     return tuple(_parse_layer(line) for line in lines if line.startswith("Name: ") and ", LayerType: " in line)
 
 

@@ -49,7 +49,7 @@ class TinyClassifier:
             [helper.make_tensor_value_info("logits", T.FLOAT, [self.batch, 10])],
             self.inits,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, str(path))
         return path
@@ -61,7 +61,10 @@ class TinyClassifier:
     def constant(self, name, array, dtype=None):
         array = np.asarray(array)
         dtype = self.float_type if dtype is None else dtype
-        self.inits.append(helper.make_tensor(name, dtype, array.shape, array.ravel().tolist()))
+        if dtype == T.FLOAT:  # as bytes, which can be moved to a file of their own
+            self.inits.append(numpy_helper.from_array(array.astype(np.float32), name))
+        else:
+            self.inits.append(helper.make_tensor(name, dtype, array.shape, array.ravel().tolist()))
         return name
 
     def quantised(self, x, w, weight, tag):

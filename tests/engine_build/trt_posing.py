@@ -117,6 +117,8 @@ class PosingObject:
         return True
 
     def _play_get_timing_cache(self):
+        if self._played is None:
+            return None
         start = self._played.content or b"timings of " + self._module.cache_gpu + b":"
         return PlayedCache(start + b" one more build")
 

@@ -110,6 +110,12 @@ def test_60000_pixels_beside_one(torchvision_pipeline, size):
     assert difference(preprocess(image, spec), torchvision_pipeline(image, spec)).max() <= 1
 
 
+def test_edges_that_float32_cannot_hold(torchvision_pipeline):
+    image = noise(2_000_017, 5)
+    spec = Preprocessing(7, 7)
+    assert difference(preprocess(image, spec), torchvision_pipeline(image, spec)).max() <= 1
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_one_pixel_wide_is_never_resized_as_a_whole(torchvision_pipeline, turned):
     # As a whole it would become 256 x 15,360,000. One source pixel becomes 256, so 20 of them hold what survives.
@@ -145,7 +151,7 @@ def test_any_size_is_within_one_level(torchvision_pipeline, case, noisy):
     assert difference(preprocess(image, spec), torchvision_pipeline(image, spec)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(20, 442), (442, 20), (375, 500), (333, 700), (70, 74), (64, 66), (120, 400)], ids=str)
+@pytest.mark.parametrize("size", [(20, 442), (442, 20), (375, 500), (333, 700), (66, 80), (120, 400)], ids=str)
 def test_bicubic_keeps_the_order_of_the_two_passes(torchvision_pipeline, size):
     # Clipping between the passes makes the order visible: noise is off by 30 levels in the wrong one.
     for resize, crop in ((64, 64), (256, 224), (63, 60)):

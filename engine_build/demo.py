@@ -1,0 +1,99 @@
+"""The demonstration: the shipped model through the whole chain, in one table."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine_build.build import BuildOptions, Steps, build
+from engine_build.targets import BuildSettings
+from engine_build.zoo import find_model
+from infer.command_line import human_bytes
+from infer.errors import AccuracyError
+from infer.predictions import Prediction
+from infer.runner import open_bundle
+from infer.verify import Verification, verify_bundle
+
+MODEL = "iresnet50_fashion"
+PRECISIONS = ("fp32", "fp16")
+SAMPLES = 6
+
+
+def demo(output: Path, console: Console) -> None:
+    """Build the shipped model at every precision, classify pictures, verify on its test images, print a table.
+
+    Args:
+        output: folder for the bundles.
+        console: for progress and results.
+
+    Raises:
+        AccuracyError: a bundle misses its threshold.
+    """
+    row = find_model(MODEL)
+    assert row.shipped is not None
+    data = row.shipped / "test.tar.gz"
+    options = BuildOptions(MODEL, settings=BuildSettings(progress=console.is_terminal), offline=True)
+    results: list[tuple[str, list[list[str]], Verification]] = []
+    for precision in PRECISIONS:
+        console.print(f"building {MODEL} at {precision}")
+        folder, manifest = build(replace(options, precision=precision, output=output / f"{MODEL}-{precision}"), Steps())
+        plans = [
+            [p.target, _mix(p.audit["summary"]["mac_precisions"]), human_bytes(sum(f.size for f in p.files))]
+            for p in manifest.plans
+        ]
+        results.append((precision, plans, verify_bundle(folder, [str(data)])))
+
+    with open_bundle(output / f"{MODEL}-{PRECISIONS[-1]}") as runner:
+        names, pictures = _samples(data, SAMPLES)
+        _print_predictions(console, f"{runner.folder} on {runner.target}", names, runner.classify(pictures))
+    _print_results(console, results)
+    failed = [precision for precision, _, verification in results if not verification.record["passed"]]
+    if failed:
+        raise AccuracyError(f"these precisions miss the accuracy threshold: {', '.join(failed)}")
+
+
+def _samples(data: Path, count: int) -> tuple[list[str], list[bytes]]:
+    """Names and encoded bytes of ``count`` pictures spread over a tar file."""
+    with tarfile.open(data) as tar:
+        members = [member for member in tar if member.isfile()]
+        chosen = members[:: max(1, len(members) // count)][:count]
+        files = [tar.extractfile(member) for member in chosen]
+        return [member.name for member in chosen], [file.read() for file in files if file is not None]
+
+
+def _print_predictions(console: Console, title: str, names: list[str], predictions: list[Prediction]) -> None:
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for head in ("image", "prediction", "probability", "next"):
+        table.add_column(head)
+    for name, prediction in zip(names, predictions, strict=True):
+        best, second = prediction.top[:2]
+        table.add_row(name, best.label, f"{best.score:.1%}", f"{second.label} {second.score:.1%}")
+    console.print(table)
+
+
+def _print_results(console: Console, results: list[tuple[str, list[list[str]], Verification]]) -> None:
+    table = Table(title=f"{MODEL}, verified on its test images", box=box.SIMPLE, title_justify="left")
+    for head in ("precision", "plan", "kernels", "size", "top-1", "agrees with FP32", "verdict"):
+        table.add_column(head)
+    for precision, plans, verification in results:
+        found = verification.record
+        for number, (target, kernels, size) in enumerate(plans):
+            measured = target == found["target"]
+            table.add_row(
+                precision if number == 0 else "", target, kernels, size,
+                f"{found['top1']:.2f} %" if measured else "needs a GPU",
+                f"{found['agreement']:.2f} %" if measured else "",
+                ("passed" if found["passed"] else "FAILED") if measured else "",
+            )  # fmt: skip
+    console.print(table)
+    first = results[0][2].record
+    console.print(f"{first['images']} images each; reference: {first['reference']}", markup=False)
+
+
+def _mix(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
