@@ -1,4 +1,4 @@
-"""Where a calibration cache came from: the JSON file beside it, read with msgspec, which names the field that is wrong."""
+"""Where a calibration cache came from: the JSON file beside it. Read with msgspec, which names a wrong field."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 DEFAULT_PERCENTILE = 99.99
 LEVELS = 127
 _ENTROPY_LEVELS = 128
+_BULK = 0.99
 _SAME_DIVERGENCE = 1e-10  # nats
 _MSE_LOWEST = 1 / 64  # of amax; no sensible clipping is further down
 _MSE_COARSE, _MSE_FINE, _MSE_ROUNDS = 97, 17, 3
@@ -45,8 +46,8 @@ def threshold(method: str, histogram: Histogram, amax: float, parameters: Mappin
         InputError: unknown method or parameter, or a parameter out of range.
     """
     check_method(method, parameters or {})
-    if amax == 0:
-        return 0.0
+    if amax < histogram.width:  # zero, or too small for the histogram to tell anything about
+        return amax
     return min(_FUNCTIONS[method](histogram, amax, **(parameters or {})), amax)
 
 
@@ -96,6 +97,10 @@ def entropy(histogram: Histogram, amax: float) -> float:
     The bin at zero takes the count of its neighbour: after a ReLU it holds half of all values, which every
     clipping represents exactly, and it would drown the rest (as in NVIDIA's pytorch-quantization).
 
+    The comparison needs a density. Where most bins among those of 99 % of the values are empty there is none: the
+    values are few, or discrete as those of the normalised image, and the minimum lies wherever a spike happens to
+    be. Such a tensor keeps its range.
+
     Q is constant on a level, so with prefix sums over the bins each candidate costs 128 terms instead of ``i``:
     ``sum p log p`` is a prefix sum, and ``sum p log q`` is one product a level.
     """
@@ -109,6 +114,9 @@ def entropy(histogram: Histogram, amax: float) -> float:
         return amax
     plogp = _prefix(_xlogx(counts))
     occupied = _prefix(counts > 0)
+    bulk = int(np.searchsorted(mass, _BULK * mass[-1]))
+    if occupied[bulk] < bulk / 2:
+        return amax
     kept = np.arange(_ENTROPY_LEVELS, used + 1)
     divergence = np.concatenate([_divergences(part, counts, mass, plogp, occupied) for part in _chunks(kept, 512)])
     # Of candidates that are equal but for rounding the widest: it clips least.

@@ -14,7 +14,7 @@ import onnx
 
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
 from engine_build.zoo import Model, find_model
-from infer.bundle import FORMAT, GRAPH, LABELS, Manifest, ModelInfo, Tensor, file_entry, now, write_manifest
+from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, ModelInfo, Tensor, file_entry, now, write_manifest
 from infer.errors import BuildError, InputError
 from infer.files import replacing_folder
 from infer.preprocess import Preprocessing
@@ -106,12 +106,15 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
     """
     from engine_build.graph import prepare
     from engine_build.labels import class_names
-    from engine_build.precision import to_precision
+    from engine_build.precision import PRECISIONS, to_precision
 
     steps = steps or Steps()
+    if options.precision not in PRECISIONS:
+        raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(PRECISIONS)}")
     targets = resolve_targets(options.targets)
     spec = options.preprocessing or (find_model(options.model).preprocessing if options.onnx is None else Preprocessing())
     folder = options.output or Path("engines") / f"{options.model}-{options.precision}"
+    _refuse_to_replace(folder)
     source = _load(options, spec, steps)
     names, wnids = class_names(source.row, source.info.num_classes, options.labels)
     with steps.step("passes"):
@@ -140,6 +143,14 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         )  # fmt: skip
         write_manifest(work, manifest)
     return folder, manifest
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Only a bundle, or nothing, may make room for a bundle: what stands in its place is deleted."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output: {folder} is a file; pass a folder that is to become the bundle")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise InputError(f"output: {folder} holds other files and would be replaced; pass a new folder or a bundle")
 
 
 def resolve_targets(names: Sequence[str]) -> tuple[str, ...]:

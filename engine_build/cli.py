@@ -16,7 +16,7 @@ from rich.table import Table
 from engine_build.zoo import MODELS, count_macs, count_parameters, create_model
 from infer.bundle import BatchProfile, Manifest, Plan
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
-from infer.errors import InputError
+from infer.errors import BundleError, InputError
 from infer.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def build(
 
     spec = {"resize": resize, "crop": crop, "mean": _floats("mean", mean), "std": _floats("std", std), "interpolation": interpolation}
     settings = BuildSettings(
-        batch=parse_batch(batch), workspace=workspace << 20 if workspace else None, timing_cache=timing_cache,
+        batch=parse_batch(batch), workspace=None if workspace is None else workspace << 20, timing_cache=timing_cache,
         compute_capabilities=tuple(compute_capability.split(",")) if compute_capability else None,
         version_compatible=version_compatible, hardware_compatible=hardware_compatible, progress=console.is_terminal,
     )  # fmt: skip
@@ -174,7 +174,10 @@ def _preprocessing(model: str, onnx: Path | None, changes: dict[str, Any]) -> Pr
     if not changes:
         return None
     base = Preprocessing() if onnx is not None or model not in MODELS else MODELS[model].preprocessing
-    return Preprocessing.from_json({**base.to_json(), **changes})
+    try:
+        return Preprocessing.from_json({**base.to_json(), **changes})
+    except BundleError as error:  # the same checks as for a manifest, but here the options are wrong
+        raise InputError(str(error).removeprefix("preprocessing.")) from None
 
 
 def _result(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:

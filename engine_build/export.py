@@ -8,12 +8,14 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 
-from engine_build.graph import INPUT, LOGITS, OPSET, Logits, check_step
+from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
 from engine_build.onnx_index import Index
 from engine_build.reference import graph_logits, torch_logits
+from engine_build.synthetic import synthetic_images
 from infer.errors import GraphError
 from infer.preprocess import Preprocessing
 
@@ -63,34 +65,58 @@ def load_user_graph(path: Path, spec: Preprocessing) -> tuple[onnx.ModelProto, L
     shape_in, shape_out = _shape(inputs[0]), _shape(outputs[0])
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(shape_in) != 4 or shape_in[1] != 3:
         raise GraphError(f"{path}: expected a float32 input [N, 3, H, W], found {shape_in}")
+    if None not in shape_in[2:] and shape_in[2] != shape_in[3]:
+        raise GraphError(f"{path}: expected a square input, found {shape_in[2]}x{shape_in[3]}")
     if shape_in[2] not in (None, spec.crop) or shape_in[3] not in (None, spec.crop):
         raise GraphError(f"{path}: its input is {shape_in[2]}x{shape_in[3]} but the crop is {spec.crop}; pass --crop {shape_in[2]}")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < 17:
-        model = onnx.version_converter.convert_version(model, OPSET)
+        model = _converted(model, opset, path)
     del model.graph.input[:]
     model.graph.input.append(inputs[0])
+    if len(shape_out) != 2:
+        raise GraphError(f"{path}: expected an output [N, C], found {shape_out}")
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
     if Index(model).op_counts()["Conv"] == 0:
         raise GraphError(f"{path}: no convolution in it; is it an image classifier?")
-    reference = graph_logits(model, spec)
-    check_step("load", model, spec, reference)
-    from engine_build.synthetic import synthetic_images
-
-    logits = reference(synthetic_images(2, spec.crop))
-    if logits.ndim != 2:
-        raise GraphError(f"{path}: expected logits [N, C], found {logits.shape}")
-    if shape_out and isinstance(shape_out[-1], int) and shape_out[-1] != logits.shape[1]:
-        raise GraphError(f"{path}: declares {shape_out[-1]} classes but computes {logits.shape[1]}")
     _refuse_softmax(model, path)
-    return model, reference, logits.shape[1]
+    reference, classes = _run_batched(model, spec, path)
+    if shape_out[1] not in (None, classes):
+        raise GraphError(f"{path}: declares {shape_out[1]} classes but computes {classes}")
+    return model, reference, classes
+
+
+def _converted(model: onnx.ModelProto, opset: int, path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter raises RuntimeError and errors of its own
+        raise GraphError(
+            f"{path}: opset {opset} cannot be converted to {OPSET} ({str(error)[:200]}); export it with 17 or later"
+        ) from error
+
+
+def _run_batched(model: onnx.ModelProto, spec: Preprocessing, path: Path) -> tuple[Logits, int]:
+    """The logits in ONNX Runtime and the number of classes, once two images together give what each gives alone."""
+    images = synthetic_images(2, spec.crop)
+    try:
+        reference = graph_logits(model, spec)
+        together = reference(images)
+        alone = np.concatenate([reference(images[:1]), reference(images[1:])])
+    except Exception as error:  # ONNX Runtime raises classes of its own that share no base
+        raise GraphError(f"{path}: ONNX Runtime cannot run it at batch sizes 1 and 2 ({str(error)[:300]})") from error
+    if together.shape != alone.shape or not np.allclose(together, alone, atol=TOLERANCE * float(np.abs(alone).max())):
+        raise GraphError(f"{path}: two images together give other logits than alone; export it with a dynamic batch")
+    return reference, together.shape[1]
 
 
 def _refuse_softmax(model: onnx.ModelProto, path: Path) -> None:
-    last = Index(model).producer[model.graph.output[0].name]
-    if last.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+    index = Index(model)
+    last = index.producer.get(model.graph.output[0].name)
+    while last is not None and last.op_type in ("Identity", "Cast", "Reshape", "Flatten", "Squeeze"):
+        last = index.producer.get(last.input[0])
+    if last is not None and last.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
         raise GraphError(f"{path}: ends in {last.op_type}; pass the model without it, softmax is added here")
 
 

@@ -22,6 +22,8 @@ from infer.preprocess import Preprocessing
 INPUT, LOGITS, SCORES, CLASSES = "images", "logits", "scores", "classes"
 TOP_K = 5
 OPSET = 20
+# Names of the nodes that the passes add; an exporter's node of the same name gets a number.
+_ADDED = ("normalise.cast", "normalise.sub", "normalise.mul", "normalise.nchw", "softmax", "top_k", "classes.cast")
 # Float rounding only: no pass may move a logit by more than this share of the largest one.
 TOLERANCE = 1e-3
 
@@ -31,20 +33,21 @@ Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 def canonicalise(model: onnx.ModelProto) -> None:
     """Bring exporters' variants into one form, in place.
 
-    Constant nodes become initializers; ``ReduceMean`` over the image becomes ``GlobalAveragePool``; the reshape
-    that only drops its 1x1 becomes ``Flatten``; nodes and tensors get unique names after the module they came from
-    (``layer1.0.conv1``), so that a calibration cache can be read; exporters' notes, which hold local paths, go.
+    Constant nodes become initializers; ``Identity`` nodes go, also those that stand for shared weights; ``ReduceMean``
+    over the image becomes ``GlobalAveragePool``; the reshape that only drops its 1x1 becomes ``Flatten``; nodes and
+    tensors get unique names after the module they came from (``layer1.0.conv1``), so that a calibration cache can be
+    read; exporters' notes, which hold local paths, go.
     """
     index = Index(model)
     for name in list(index.constants):
         if name in index.producer:
             index.set_constant(name, index.value(name))
-    nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+    nodes = [node for node in model.graph.node if node.op_type != "Constant" and not _drop_identity(node, index)]
     for node in nodes:
         producer = index.producer.get(node.input[0])
         if node.op_type == "ReduceMean" and _is_spatial_mean(node, index):
             _become(node, helper.make_node("GlobalAveragePool", node.input[:1], node.output))
-        elif node.op_type == "Reshape" and producer is not None and producer.op_type == "GlobalAveragePool":
+        elif node.op_type == "Reshape" and _drops_ones(node, producer, index):
             _become(node, helper.make_node("Flatten", node.input[:1], node.output, axis=1))
     _rename(nodes, index)
     del model.graph.value_info[:]
@@ -61,6 +64,21 @@ def _become(node: onnx.NodeProto, other: onnx.NodeProto) -> None:
     node.CopyFrom(other)
 
 
+def _drop_identity(node: onnx.NodeProto, index: Index) -> bool:
+    """Let the readers of an Identity read its input; False for other nodes and where its result is an output."""
+    if node.op_type != "Identity" or node.output[0] in index.outputs:
+        return False
+    index.replace_reads(node.output[0], node.input[0])
+    return True
+
+
+def _drops_ones(node: onnx.NodeProto, producer: onnx.NodeProto | None, index: Index) -> bool:
+    """Whether a reshape turns pooled ``[N, C, 1, 1]`` into ``[N, C]``; a computed shape is taken to do so."""
+    if producer is None or producer.op_type != "GlobalAveragePool":
+        return False
+    return node.input[1] not in index.constants or index.value(node.input[1]).size == 2
+
+
 def _is_spatial_mean(node: onnx.NodeProto, index: Index) -> bool:
     if len(node.input) < 2 or node.input[1] not in index.constants or not attribute(node, "keepdims", 1):
         return False
@@ -69,7 +87,7 @@ def _is_spatial_mean(node: onnx.NodeProto, index: Index) -> bool:
 
 def _rename(nodes: list[onnx.NodeProto], index: Index) -> None:
     fixed = {value.name for value in (*index.graph.input, *index.graph.output)}
-    taken: set[str] = set()
+    taken: set[str] = set(_ADDED)
     tensors: dict[str, str] = {}
     for node in nodes:
         name = base = _module_name(node) or node.name or node.op_type.lower()

@@ -40,7 +40,7 @@ class Index:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
             if node.op_type == "Constant":
-                self.constants[node.output[0]] = node.attribute[0].t
+                self.constants[node.output[0]] = _constant(node)
         self.outputs = {value.name for value in self.graph.output}
 
     def value(self, name: str) -> NDArray[Any]:
@@ -94,6 +94,18 @@ class Index:
     def op_counts(self) -> Counter[str]:
         """How many nodes of each type."""
         return Counter(node.op_type for node in self.graph.node)
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
+    """The tensor of a Constant node, which may hold it as ``value`` or as bare numbers."""
+    name = node.attribute[0].name
+    value = onnx.helper.get_attribute_value(node.attribute[0])
+    if name == "value":
+        return value
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if name not in kinds:
+        raise GraphError(f"constant {node.output[0]!r}: expected a tensor or numbers, found {name}")
+    return numpy_helper.from_array(np.array(value, kinds[name]), node.output[0])
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -149,6 +149,8 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
+            if "global" not in str(error).lower():  # torch names the class it refuses; without one it is no checkpoint
+                raise WeightsError(f"{path}: not a PyTorch checkpoint, or a damaged one") from error
             raise WeightsError(
                 f"{path}: holds more than tensors, which this project refuses to unpickle. "
                 "Save the state_dict alone: torch.save(model.state_dict(), path)"

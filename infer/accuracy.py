@@ -31,6 +31,7 @@ class Tally:
         labelled: those of them with a true class.
         top1, top5, reference_top1, reference_top5: hits.
         agreeing: images with the same top-1 as the reference.
+        not_finite: images with NaN or infinity among their logits.
     """
 
     images: int = 0
@@ -41,6 +42,7 @@ class Tally:
     reference_top1: int = 0
     reference_top5: int = 0
     agreeing: int = 0
+    not_finite: int = 0
     max_difference: float = 0.0
     _absolute: float = 0.0
     _values: int = 0
@@ -61,13 +63,14 @@ class Tally:
         self.labelled += int(known.sum())
         self.top1 += _hits(outputs, targets, 1)
         self.top5 += _hits(outputs, targets, 5)
+        self.not_finite += int((~np.isfinite(outputs.logits)).any(axis=1).sum())
         if reference is None:
             return
         self.reference_images += len(targets)
         self.reference_top1 += _hits(reference, targets, 1)
         self.reference_top5 += _hits(reference, targets, 5)
         self.agreeing += int((outputs.classes[:, 0] == reference.classes[:, 0]).sum())
-        x, r = outputs.logits.astype(np.float64), reference.logits.astype(np.float64)
+        x, r = np.nan_to_num(outputs.logits.astype(np.float64)), reference.logits.astype(np.float64)
         difference = np.abs(x - r)
         self.max_difference = max(self.max_difference, float(difference.max()))
         self._absolute += float(difference.sum())
@@ -84,6 +87,8 @@ class Tally:
             result["labelled"] = self.labelled
             result["top1"] = _percent(self.top1, self.labelled)
             result["top5"] = _percent(self.top5, self.labelled)
+        if self.not_finite:
+            result["not_finite"] = self.not_finite
         if self.reference_images:
             if self.labelled:
                 result["reference_top1"] = _percent(self.reference_top1, self.labelled)
@@ -93,7 +98,7 @@ class Tally:
             result["max_logit_difference"] = self.max_difference
             result["mean_logit_difference"] = self._absolute / self._values
             result["cosine"] = self._cosine / self.reference_images
-            result["sqnr_db"] = 10 * math.log10(self._signal / self._noise) if self._noise else None
+            result["sqnr_db"] = 10 * math.log10(self._signal / self._noise) if self._noise and self._signal else None
         return result
 
 
@@ -120,6 +125,8 @@ def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verd
         figures: from :meth:`Tally.to_json`.
         threshold: share, 0 to 1.
     """
+    if broken := figures.get("not_finite"):
+        return Verdict(False, f"NaN or infinite logits for {broken} of {figures['images']} images")
     if "agreement" not in figures:
         return Verdict(False, "no FP32 reference to compare with; pass --reference BUNDLE")
     if "reference_top1" in figures:

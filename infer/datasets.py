@@ -34,7 +34,7 @@ from infer.imagenet import imagenet1k, validation_number, validation_targets
 from infer.preprocess import Preprocessing
 from infer.sources import TAR_SUFFIXES, Record, iter_records
 
-_MAX_DEPTH = 4
+_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,10 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) ->
             image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
         if image.mode != "RGB":
             image = image.convert("RGB")
-        return image if turn is None else image.transpose(turn)
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info = {}  # a copy of the metadata came along, and would have the image turned again elsewhere
+        return image
     except ImageError:
         raise
     except Exception as error:

@@ -188,8 +188,7 @@ class _TarReader:
             if member is None:
                 # tarfile takes a damaged header for the end, silently
                 self._file.seek(self._tar.offset)
-                block = self._file.read(tarfile.BLOCKSIZE)
-                if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:
+                if self._file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"damaged header at byte {self._tar.offset}")
             return member
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from infer.accuracy import DEFAULT_THRESHOLD, judge, measure, record
 from infer.backends import REFERENCE, availability
-from infer.bundle import add_accuracy, read_manifest
+from infer.bundle import ModelInfo, add_accuracy, read_manifest
 from infer.datasets import open_dataset
 from infer.errors import InputError
 from infer.progress import progress
@@ -98,6 +98,11 @@ def verify_bundle(
     return Verification(found, failures)
 
 
+def _identity(model: ModelInfo) -> tuple[object, ...]:
+    """What two bundles of one network share. Random weights have no hash: the seed and the model stand for it."""
+    return model.weights_sha256 or (model.weights, model.name, model.width), model.num_classes
+
+
 def _open_reference(
     folder: Path, runner: Runner, reference: Path | None, target: str | None, threads: int | None
 ) -> Runner | None:
@@ -110,7 +115,7 @@ def _open_reference(
     manifest = read_manifest(reference)
     if manifest.precision != "fp32":
         raise InputError(f"{reference} is {manifest.precision}; the reference must be an fp32 bundle")
-    if (manifest.model.weights, manifest.model.weights_sha256) != (model.weights, model.weights_sha256):
+    if _identity(manifest.model) != _identity(model):
         raise InputError(
             f"{reference} was built from other weights ({manifest.model.weights}) than {folder} ({model.weights}); "
             "build both from the same, or pass --reference"

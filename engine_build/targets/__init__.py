@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infer.bundle import GRAPH, BatchProfile, Plan, file_entry
+from infer.errors import InputError
 
 BUILDABLE = ("tensorrt", "tensorrt_rtx", "openvino")
 
@@ -30,6 +31,13 @@ class BuildSettings:
     version_compatible: bool = False
     hardware_compatible: bool = False
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        batch = self.batch
+        if not 1 <= batch.min <= batch.opt <= batch.max:
+            raise InputError(f"batch: expected 1 <= min <= opt <= max, found {batch.min}, {batch.opt}, {batch.max}")
+        if self.workspace is not None and self.workspace < 1:
+            raise InputError(f"workspace: expected at least 1 byte, found {self.workspace}")
 
 
 def unavailable(target: str) -> str | None:

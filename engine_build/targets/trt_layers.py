@@ -145,8 +145,8 @@ def _mac_precision(inputs: Sequence[LayerTensor], constants: Sequence[LayerTenso
 
 
 def _name_parts(name: str) -> set[str]:
-    """The node names a layer is called after: TensorRT 10 joins fused nodes with `` + ``."""
-    return {_plain(part) for part in _SUFFIX.sub("", name).split(" + ")}
+    """The node names a layer is called after: TensorRT 10 joins fused nodes with `` + ``, merged ones with `` || ``."""
+    return {_plain(part) for part in re.split(r" \+ | \|\| ", _SUFFIX.sub("", name))}
 
 
 def _plain(name: str) -> str:

@@ -17,10 +17,11 @@ RTX_CONV = (
 )
 # TensorRT 10: type behind the layout, weights described apart, fused nodes joined with +, another separator.
 V10_CONV = (
-    "Name: w + w_QuantizeLinear + /a/Conv + /a/Relu, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, "
-    "Dimensions: [1,64,56,56], Format/Datatype: Thirty-two wide channel vectorized row major Int8 format }], Outputs: "
-    "[ { Name: y, Location: Device, Dimensions: [1,64,56,56], Format/Datatype: Thirty-two wide channel vectorized row "
-    'major Int8 format }], ParameterType: Convolution, Kernel: [3,3], OutMaps: 64, Groups: 1, Weights: {"Type": "%s", '
+    "Name: w + w_QuantizeLinear + /a/Conv + /a/Relu, LayerType: CaskConvolution, Inputs: [ { Name: x, "
+    "Location: Device, Dimensions: [1,64,56,56], Format/Datatype: Thirty-two wide channel vectorized row major Int8 "
+    "format }], Outputs: [ { Name: y, Location: Device, Dimensions: [1,64,56,56], Format/Datatype: Thirty-two wide "
+    "channel vectorized row major Int8 format }], ParameterType: Convolution, Kernel: [3,3], OutMaps: 64, "
+    'Groups: 1, Weights: {"Type": "%s", '
     '"Count": 36864}, Bias: {"Type": "Float", "Count": 64}, HasBias: 1, Activation: RELU, TacticName: sm80_xmma_fprop, '
     "TacticValue: 0x9ae0, StreamId: 0, Metadata: [ONNX Layer: /a/Conv]\x1e[ONNX Layer: /a/Relu]"
 )
@@ -32,9 +33,9 @@ V10_GEMM = (
 )
 V10_REFORMAT = (
     "Name: Reformatting CopyNode for Input Tensor 0 to /a/Conv, LayerType: Reformat, Inputs: [ { Name: data, Location: "
-    "Device, Dimensions: [1,3,224,224], Format/Datatype: Row major linear FP32 }], Outputs: [ { Name: Reformatted Input "
-    "Tensor 0, Location: Device, Dimensions: [1,3,224,224], Format/Datatype: Channel major FP16 format where channel % "
-    "8 == 0 }], ParameterType: Reformat, Origin: REFORMAT, TacticValue: 0x3e8, StreamId: 0, Metadata: "
+    "Device, Dimensions: [1,3,224,224], Format/Datatype: Row major linear FP32 }], Outputs: [ { Name: Reformatted "
+    "Input Tensor 0, Location: Device, Dimensions: [1,3,224,224], Format/Datatype: Channel major FP16 format where "
+    "channel % 8 == 0 }], ParameterType: Reformat, Origin: REFORMAT, TacticValue: 0x3e8, StreamId: 0, Metadata: "
 )
 
 
@@ -42,7 +43,7 @@ def listing(*lines):
     return "Layers:\n" + "\n".join(lines) + "\n\nI/O Tensors:\n Name: images, LayerType: no, IOMode: Input\n"
 
 
-def short(name, kind, inputs=(), constants=(), outputs=("Float",), nodes=()):
+def short(name, kind, inputs=(), constants=(), nodes=()):
     """A listing line; tensors as ``Type`` or ``Type[shape]``."""
 
     def tensors(items):
@@ -55,7 +56,7 @@ def short(name, kind, inputs=(), constants=(), outputs=("Float",), nodes=()):
     metadata = "\x1f".join(f"[ONNX Layer: {node}]" for node in nodes)
     return (
         f"Name: {name}, LayerType: {kind}, Inputs: {tensors(inputs)}, Constants: {tensors(constants)}, "
-        f"Outputs: {tensors(outputs)}, TacticName: , StreamId: 0, Metadata: {metadata}"
+        f"Outputs: {tensors(['Float'])}, TacticName: , StreamId: 0, Metadata: {metadata}"
     )
 
 
@@ -136,7 +137,7 @@ def test_pointwise_kernels_that_mention_a_convolution_do_not_run_it():
     layers = parse_layers(
         listing(
             short("/a/Conv_myl0_1", "correlation", ["Int8"], ["Int8[8,8,1,1]"], nodes=["/a/Conv"]),
-            short("__myl_MulAddRelu_myl0_2", "kgen", ["Float"], nodes=["/a/Conv", "/a/Relu"]),
+            short("__myl_MulAddRelu_myl0_2", "kgen", ["Float"], nodes=["/a/Conv", "/a/Relu", "/c/Conv"]),
             short("__myl_CorrAdd_myl0_3", "runtime_fusion", ["Half"], ["Half[8,8,1,1]"], nodes=["/a/Conv", "/b/Conv"]),
         )
     )
@@ -146,6 +147,16 @@ def test_pointwise_kernels_that_mention_a_convolution_do_not_run_it():
         "/b/Conv": "fp16",
         "/c/Conv": NOT_FOUND,
     }
+
+
+def test_a_kernel_of_another_name_does_not_stand_in_for_a_lost_one():
+    line = short("/a/Conv_myl0_1", "correlation", ["Int8"], ["Int8[8,8,1,1]"], nodes=["/a/Conv", "/b/Conv"])
+    assert assign_nodes(parse_layers(listing(line)), ["/a/Conv", "/b/Conv"])["/b/Conv"] == NOT_FOUND
+
+
+def test_convolutions_merged_side_by_side():
+    line = short("/a/Conv || /b/Conv", "CaskConvolution", ["Int8"], ["Int8[8,8,1,1]"])
+    assert assign_nodes(parse_layers(listing(line)), ["/a/Conv", "/b/Conv"]) == {"/a/Conv": "int8", "/b/Conv": "int8"}
 
 
 def test_of_several_kernels_the_least_quantised_decides():

@@ -6,7 +6,6 @@ followed from where they come: ``builder.create_network()`` gives an ``INetworkD
 """
 
 import ast
-import importlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import pytest
 from trt_posing import VERSIONS
 
 PACKAGE = Path(__file__).parents[2] / "engine_build" / "targets"
-SOURCES = sorted(PACKAGE.glob("trt_*.py")) + [PACKAGE / "tensorrt.py"]
+SOURCES = [PACKAGE / "tensorrt.py", *sorted(PACKAGE.glob("trt_*.py"))]
 
 # What parameters of these names hold, in this package.
 PARAMETERS = {
@@ -37,6 +36,8 @@ RETURNS = {
     ("IBuilderConfig", "create_timing_cache"): "ITimingCache",
     ("IBuilderConfig", "get_timing_cache"): "ITimingCache",
 }
+NEWER = ("11.4", "rtx")
+
 # Behind "if it is RTX" in the code.
 RTX_ONLY = {
     ("module", "ComputeCapability"),
@@ -86,12 +87,9 @@ class Walker(ast.NodeVisitor):
             if owner and isinstance(target, ast.Name):
                 self.scopes[-1][target.id] = owner
 
-    def visit_IfExp(self, node):
-        self.generic_visit(node)
-
     def visit_Attribute(self, node):
         owner = self.owner(node.value)
-        if owner and not (owner == "module" and node.attr.startswith("__")):
+        if owner and (node.attr == "__members__" or not node.attr.startswith("__")):
             self.uses.add(Use(owner, node.attr))
         self.generic_visit(node)
 
@@ -100,19 +98,15 @@ class Walker(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
         if isinstance(node, ast.Attribute):
-            if node.attr in ATTRIBUTES:
-                return ATTRIBUTES[node.attr]
-            return node.attr if self.owner(node.value) == "module" else None
+            return ATTRIBUTES.get(node.attr) or (node.attr if self.owner(node.value) == "module" else None)
         if isinstance(node, ast.IfExp):
             return self.owner(node.body) or self.owner(node.orelse)
-        if isinstance(node, ast.Call):
-            function = node.func
-            owner = self.owner(function)
-            if owner not in (None, "module"):
-                return owner  # a constructor
-            if isinstance(function, ast.Attribute):
-                return RETURNS.get((self.owner(function.value), function.attr))
-        return None
+        if not isinstance(node, ast.Call):
+            return None
+        constructed = self.owner(node.func)
+        if constructed is None and isinstance(node.func, ast.Attribute):
+            return RETURNS.get((self.owner(node.func.value), node.func.attr))
+        return constructed
 
 
 def uses_of(source):
@@ -171,34 +165,37 @@ def test_the_walk_sees_what_the_builder_uses(uses):
 
 
 @pytest.mark.parametrize(
-    ("line", "lacking"),
+    ("line", "name", "lacking"),
     [
-        ("config.set_flag(trt.BuilderFlag.FP16)", {"11.4": ("BuilderFlag", "FP16"), "rtx": ("BuilderFlag", "FP16")}),
-        ("config.int8_calibrator = c", {version: ("IBuilderConfig", "int8_calibrator") for version in ("11.4", "rtx")}),
-        ("trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH", {
-            version: ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH") for version in ("11.4", "rtx")}),
-        ("trt.Builder(x).build_engine_with_config(n, config)", {"rtx": ("Builder", "build_engine_with_config")}),
-        ("b = trt.Builder(x); n = b.create_network(0); n.get_input(0).set_dynamic_range(-1, 1)", {
-            version: ("ITensor", "set_dynamic_range") for version in ("11.4", "rtx")}),
-        ("config.set_compute_capability(c, 0)", {
-            version: ("IBuilderConfig", "set_compute_capability") for version in ("10.16", "11.4")}),
-        ("trt.IInt8EntropyCalibrator2", {version: ("module", "IInt8EntropyCalibrator2") for version in ("11.4", "rtx")}),
-        ("trt.Bilder(x)", {version: ("module", "Bilder") for version in VERSIONS}),
+        ("config.set_flag(trt.BuilderFlag.FP16)", ("BuilderFlag", "FP16"), NEWER),
+        ("config.int8_calibrator = c", ("IBuilderConfig", "int8_calibrator"), NEWER),
+        (
+            "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
+            ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
+            NEWER,
+        ),
+        ("b = trt.Builder(x); b.build_engine_with_config(n, c)", ("Builder", "build_engine_with_config"), ("rtx",)),
+        (
+            "trt.Builder(x).create_network(0).get_input(0).set_dynamic_range(0, 1)",
+            ("ITensor", "set_dynamic_range"),
+            NEWER,
+        ),
+        ("config.set_compute_capability(c, 0)", ("IBuilderConfig", "set_compute_capability"), ("10.16", "11.4")),
+        ("trt.IInt8EntropyCalibrator2", ("module", "IInt8EntropyCalibrator2"), NEWER),
+        ("trt.Bilder(x)", ("module", "Bilder"), tuple(VERSIONS)),
     ],
-)  # fmt: skip
-def test_a_name_that_is_not_everywhere_is_caught(line, lacking):
+)
+def test_a_name_that_is_not_everywhere_is_caught(line, name, lacking):
     uses = uses_of(f"def f(trt, config):\n    {line}\n")
     found = {version: missing(uses, api) for version, api in VERSIONS.items()}
-    assert {version: absent for version, absent in found.items() if absent} == {
-        version: {name} for version, name in lacking.items()
-    }
+    assert {version: absent for version, absent in found.items() if absent} == {key: {name} for key in lacking}
 
 
 def test_assumed_return_types_are_those_of_the_installed_module():
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     for (owner, method), returned in RETURNS.items():
         signature = getattr(getattr(trt, owner), method).__doc__.splitlines()[0]
-        assert re.search(rf"-> .*\b{returned}\b", signature), signature
+        assert re.search(rf"-> .*\bI?{returned}\b", signature), signature
 
 
 def test_the_list_of_rtx_is_that_of_the_installed_module():
@@ -208,5 +205,4 @@ def test_the_list_of_rtx_is_that_of_the_installed_module():
         pytest.skip(f"the list is of 1.7.1.116, installed is {trt.__version__}")
     for owner in ("Builder", "IBuilderConfig", "OnnxParser", "ITensor", "ParserError"):
         listed = set(VERSIONS["rtx"][owner]["attributes"])
-        assert listed == {name for name in dir(importlib.import_module("tensorrt_rtx").__dict__[owner])
-                          if not name.startswith("_")}  # fmt: skip
+        assert listed == {name for name in dir(getattr(trt, owner)) if not name.startswith("_")}

@@ -67,7 +67,7 @@ def test_an_exception_of_the_report_stops_the_build_instead_of_reaching_cpp():
 def test_ctrl_c_sets_the_event_and_is_raised_afterwards():
     before = signal.getsignal(signal.SIGINT)
     passed = []
-    with pytest.raises(KeyboardInterrupt), interruptible() as cancelled:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), interruptible() as cancelled:
         os.kill(os.getpid(), signal.SIGINT)
         assert cancelled.wait(5)
         passed.append(True)

@@ -1,0 +1,144 @@
+"""The whole int8 range for activations behind a ReLU.
+
+A symmetric int8 tensor that is never negative uses 127 of its 255 steps. The zero-point that would mend this is not
+accepted by TensorRT, but the same result can be had with zero-point 0: the tensor is moved down by ``c = 128 s``,
+
+    max(u, 0)        becomes   max(u - c, -c)     the -c goes into the bias or BN shift that makes u
+    W x + b          becomes   W x' + (b + c sum(W))
+
+which is exact as long as the reader does no zero padding: 1x1 convolutions and the classifier, more than half of the
+layers of a bottleneck network. ``sum(W)`` is over the *dequantised* weights, so that no error is added. The steps are
+half as wide, which takes 6 dB off the rounding noise of these tensors (docs/int8.md has the effect on whole networks).
+Max-pooling and global average pooling commute with the move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from engine_build.onnx_index import Index, attribute
+from engine_build.weight_scales import half_scale
+
+STEPS = 255
+_LOWEST = 128
+_THROUGH = ("MaxPool", "GlobalAveragePool", "Flatten")
+
+
+@dataclass(frozen=True)
+class ShiftGroup:
+    """A ReLU whose result is moved, and the quantised tensors that follow from it.
+
+    Attributes:
+        relu: name of the node.
+        tensors: tensors that are quantised, all with the scale of the first.
+    """
+
+    relu: str
+    tensors: tuple[str, ...]
+
+
+def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
+    """The ReLUs whose every reader, through pools, is an unpadded quantised layer.
+
+    Args:
+        index: the float graph.
+        quantised: names of the Conv and Gemm nodes that will be quantised.
+    """
+    groups = []
+    for node in index.graph.node:
+        if node.op_type == "Relu" and node.output[0] not in index.outputs:
+            tensors = _followers(index, node.output[0], quantised)
+            if tensors:
+                groups.append(ShiftGroup(node.name, tuple(tensors)))
+    return groups
+
+
+def _followers(index: Index, tensor: str, quantised: Collection[str]) -> list[str] | None:
+    """Tensors to quantise behind ``tensor``; None when a reader cannot take a moved value.
+
+    An average has another range than what is averaged, so nothing may share a scale with it.
+    """
+    found: list[str] = []
+    direct = False
+    for reader in index.consumers.get(tensor, []):
+        if reader.op_type in _THROUGH and reader.output[0] not in index.outputs:
+            below = _followers(index, reader.output[0], quantised)
+            if below is None or (reader.op_type == "GlobalAveragePool" and len(index.consumers[tensor]) > 1):
+                return None
+            found += below
+        elif reader.name in quantised and reader.input[0] == tensor and _unpadded(reader, index):
+            direct = True
+        else:
+            return None
+    return [tensor, *found] if direct else found
+
+
+def _unpadded(node: onnx.NodeProto, index: Index) -> bool:
+    return node.op_type == "Gemm" or (
+        not any(attribute(node, "pads", [])) and attribute(node, "auto_pad", b"NOTSET") == b"NOTSET"
+    )
+
+
+def shifted_steps(groups: Collection[ShiftGroup]) -> dict[str, int]:
+    """Number of int8 steps from 0 to amax of the tensors that are moved, for the choice of their ``amax``."""
+    return {tensor: STEPS for group in groups for tensor in group.tensors}
+
+
+def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
+    """Move one group in the float graph, in place: the ReLU becomes a clip at ``-c``.
+
+    The readers still expect the old values; :func:`compensate` mends them.
+
+    Returns:
+        ``(scale, c)`` of its tensors, both exact in float16.
+    """
+    scale = float(half_scale(np.float32(amax[group.tensors[0]] / STEPS)))
+    offset = _LOWEST * scale
+    relu = next(node for node in index.graph.node if node.name == group.relu)
+    lower = index.set_constant(f"{relu.name}.lower", np.array(-offset, np.float32))
+    relu.op_type = "Clip"
+    relu.input.append(lower)
+    _lower(index, relu, offset)
+    return scale, offset
+
+
+def _lower(index: Index, relu: onnx.NodeProto, offset: float) -> None:
+    """Subtract ``offset`` from what ``relu`` reads: in the bias before it where it alone reads that, else by a node."""
+    source = relu.input[0]
+    producer = index.producer.get(source)
+    if producer is not None and index.only_consumer(source) is relu:
+        position = {"Conv": 2, "BatchNormalization": 2}.get(producer.op_type)
+        if position is not None and (producer.op_type != "Conv" or len(producer.input) > 2):
+            bias = index.value(producer.input[position])
+            name = f"{producer.input[position]}.lowered"
+            producer.input[position] = index.set_constant(name, (bias - np.float32(offset)).astype(np.float32))
+            return
+    constant = index.set_constant(f"{relu.name}.offset", np.array(offset, np.float32))
+    moved = f"{relu.name}.moved"
+    nodes = list(index.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node is relu or node.name == relu.name)
+    nodes.insert(at, helper.make_node("Sub", [source, constant], [moved], f"{relu.name}.subtract"))
+    relu.input[0] = moved
+    index.set_nodes(nodes)
+
+
+def compensate(index: Index, node: onnx.NodeProto, weights: np.ndarray, axis: int, offset: float) -> None:
+    """Add ``offset * sum(weights)`` to the bias of a reader, in place.
+
+    Args:
+        index: the graph.
+        node: Conv or Gemm.
+        weights: its dequantised weights.
+        axis: of the output channels.
+        offset: ``c``.
+    """
+    sums = np.moveaxis(weights.astype(np.float64), axis, 0).reshape(weights.shape[axis], -1).sum(axis=1)
+    old = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(len(sums))
+    name = index.set_constant(f"{node.name}.compensated_bias", (old + offset * sums).astype(np.float32))
+    del node.input[2:]
+    node.input.append(name)

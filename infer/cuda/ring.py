@@ -1,0 +1,186 @@
+"""The ring of slots: who may use which, how many batches are under way, and what happens when one fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+
+from infer.backends.base import Outputs
+from infer.cuda.context import PrimaryContext
+from infer.cuda.slots import Slot
+from infer.errors import InputError, IResNetError
+
+_LOG = logging.getLogger(__name__)
+Fill = Callable[[Slot], None]
+
+
+class Ring:
+    """Slots that are handed out first in, first out. Thread-safe.
+
+    A batch whose future is wanted is finished by one thread, in the order of the launches: it waits for the slot,
+    copies the results, gives the slot back and then completes the future. So a slot never waits for its consumer.
+
+    Args:
+        context: of the slots.
+        slots: idle slots.
+    """
+
+    def __init__(self, context: PrimaryContext, slots: list[Slot]) -> None:
+        self._context, self._size = context, len(slots)
+        self._free = deque(slots)
+        self._held: set[Slot] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._launched: SimpleQueue[tuple[Slot, int, Future[Outputs]] | None] = SimpleQueue()
+        self._finisher = threading.Thread(target=self._finish_all, name="iresnet-finisher", daemon=True)
+        self._finisher.start()
+
+    def check(self) -> None:
+        """Raise when the runner is broken or closed.
+
+        Raises:
+            DeviceError: the first sticky error.
+            InputError: closed.
+        """
+        if self._context.failure is not None:
+            raise self._context.failure
+        if self._closing:
+            raise InputError("this runner is closed; open the bundle again")
+
+    def acquire(self, timeout: float | None = None) -> Slot:
+        """The slot that is free longest; waits while all are in use.
+
+        Raises:
+            InputError: closed, or nothing became free within ``timeout`` seconds.
+            DeviceError: the first sticky error.
+        """
+        with self._changed:
+            if not self._free and not self._changed.wait_for(self._free_or_over, timeout):
+                raise InputError(f"all {self._size} slots are still in use after {timeout} s; submit or release one")
+            self.check()
+            return self._free.popleft()
+
+    def _free_or_over(self) -> bool:
+        return bool(self._free) or self._closing or self._context.failure is not None
+
+    def release(self, slot: Slot) -> None:
+        """Give an idle slot back."""
+        with self._changed:
+            self._free.append(slot)
+            if self._context.failure is None and not self._closing:
+                self._changed.notify()
+            else:
+                self._changed.notify_all()
+
+    def hold(self, slot: Slot) -> None:
+        """Leave an acquired slot to the caller of the runner: :meth:`close` does not wait for it."""
+        with self._changed:
+            self._held.add(slot)
+            self._changed.notify_all()
+
+    def take_back(self, slot: Slot) -> None:
+        """End :meth:`hold`; raises as :meth:`check` does, and the slot is then given back."""
+        with self._changed:
+            self._held.remove(slot)
+            try:
+                self.check()
+            except IResNetError:
+                self._free.append(slot)
+                raise
+
+    def submit(self, slot: Slot, rows: int, fill: Fill | None = None) -> Future[Outputs]:
+        """Fill and launch an acquired slot; errors of the device come through the future."""
+        future: Future[Outputs] = Future()
+        future.set_running_or_notify_cancel()
+        if self._launch(slot, rows, fill, future):
+            with self._changed:
+                queued = not self._closing
+                if queued:
+                    self._launched.put((slot, rows, future))
+            if not queued:
+                self._finish(slot, rows, future)
+        return future
+
+    def run(self, slot: Slot, rows: int, fill: Fill) -> Outputs:
+        """As :meth:`submit` with its result, without another thread in between."""
+        future: Future[Outputs] = Future()
+        if self._launch(slot, rows, fill, future):
+            self._finish(slot, rows, future)
+        return future.result()
+
+    def _launch(self, slot: Slot, rows: int, fill: Fill | None, future: Future[Outputs]) -> bool:
+        try:
+            if fill is not None:
+                fill(slot)
+            with self._context:
+                try:
+                    slot.launch(rows)
+                except BaseException as error:
+                    self._recover(slot)
+                    raise self._context.explain(error, f"launching a batch of {rows}") from error
+        except IResNetError as error:
+            self.release(slot)
+            future.set_exception(error)
+            return False
+        except BaseException:
+            self.release(slot)
+            raise
+        return True
+
+    def _finish(self, slot: Slot, rows: int, future: Future[Outputs]) -> None:
+        try:
+            with self._context:
+                try:
+                    slot.wait()
+                    outputs = slot.collect(rows)
+                except BaseException as error:
+                    self._recover(slot)
+                    raise self._context.explain(error, f"running a batch of {rows}") from error
+        except BaseException as error:
+            self.release(slot)
+            future.set_exception(error)
+        else:
+            self.release(slot)
+            future.set_result(outputs)
+
+    def _recover(self, slot: Slot) -> None:
+        """Let what was enqueued of a failed batch come to its end, so that the slot can be used again."""
+        try:
+            slot.settle()
+        except Exception as error:  # a broken context has nothing under way
+            _LOG.debug("after a failed batch: %s", error)
+
+    def _finish_all(self) -> None:
+        while (launched := self._launched.get()) is not None:
+            self._finish(*launched)
+            del launched  # else the last results live until the next batch
+
+    def close(self) -> None:
+        """Refuse new batches, finish those under way, end the thread. A slot that a caller holds is not waited for."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if threading.current_thread() is self._finisher:  # a callback of a future closes the runner
+            self._finish_here()
+            self._launched.put(None)
+            return
+        with self._changed:
+            self._changed.wait_for(self._all_home)
+        self._launched.put(None)
+        self._finisher.join()
+
+    def _all_home(self) -> bool:
+        return len(self._free) + len(self._held) == self._size
+
+    def _finish_here(self) -> None:
+        while not self._all_home():
+            try:
+                launched = self._launched.get(timeout=0.01)
+            except Empty:
+                continue
+            if launched is not None:
+                self._finish(*launched)

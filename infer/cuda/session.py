@@ -1,0 +1,210 @@
+"""Everything a runner owns on one device: opened with as many slots as fit, warmed up, and released in any state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infer.cuda.arrays import ResultPool
+from infer.cuda.context import PrimaryContext
+from infer.cuda.engine import DeviceMemoryError, Engine
+from infer.cuda.events import EventPool
+from infer.cuda.ring import Ring
+from infer.cuda.slots import Slot
+from infer.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+
+
+class Session:
+    """Context, engine, slots and ring.
+
+    Args:
+        plan: the plan.
+        target: ``tensorrt`` or ``tensorrt_rtx``.
+        device: ordinal.
+        slots: how many; fewer are used when memory is short.
+        max_batch: largest batch; None for the plan's; smaller when memory is short.
+        graph_batches: batch sizes to capture; None for 1 and the largest; empty for none.
+        runtime_cache: see :class:`~infer.cuda.engine.Engine`.
+        spin: see :class:`~infer.cuda.slots.Slot`.
+
+    Raises:
+        DeviceMemoryError: not even one slot with a batch of one fits; names the needed and the free bytes.
+        TargetUnavailableError, BundleError, InputError: see :class:`~infer.cuda.engine.Engine`.
+
+    Attributes:
+        notes: what a user should be told: fewer slots, no graphs.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        target: str,
+        *,
+        device: int,
+        slots: int,
+        max_batch: int | None,
+        graph_batches: tuple[int, ...] | None,
+        runtime_cache: Path | None,
+        spin: bool,
+    ) -> None:
+        self._lock, self._closed = threading.Lock(), False
+        self._slots: list[Slot] = []
+        self._scratch: Any = None
+        self._spin = spin
+        self.notes: list[str] = []
+        self.ring: Ring | None = None
+        self.engine: Engine | None = None
+        self.context = PrimaryContext(device)
+        self.events = EventPool()
+        self.results = ResultPool()
+        try:
+            with self.context:
+                try:
+                    graphs = graph_batches is None or len(graph_batches) > 0
+                    self.engine = Engine(plan, target, cuda_graphs=graphs, runtime_cache=runtime_cache)
+                except DeviceMemoryError as error:
+                    raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error
+                self._open(plan, slots, self._batch(plan, self.engine, max_batch), graph_batches)
+                self.engine.save_runtime_cache()
+            self.ring = Ring(self.context, self._slots)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _batch(plan: Path, engine: Engine, max_batch: int | None) -> int:
+        if max_batch is not None and not 1 <= max_batch <= engine.largest_batch:
+            raise InputError(f"{plan}: expected a batch from 1 to {engine.largest_batch}, found {max_batch}")
+        return max_batch or engine.largest_batch
+
+    def _open(self, plan: Path, slots: int, batch: int, graph_batches: tuple[int, ...] | None) -> None:
+        import pycuda.driver as cuda
+
+        for count, rows in _ladder(slots, batch):
+            try:
+                self._allocate(count, rows)
+                break
+            except (cuda.MemoryError, DeviceMemoryError) as error:
+                needed = self._needed
+                self._free_slots(broken=False)
+                last = error
+                _LOG.info("%d slots of %d images need %d bytes: %s", count, rows, needed, error)
+        else:
+            raise self._does_not_fit(plan, "one slot with a batch of 1", needed, last) from last
+        self.max_batch = rows
+        if (count, rows) != (slots, batch):
+            self.notes.append(
+                f"device memory is short: {count} slots of {rows} images instead of {slots} slots of {batch}"
+            )
+        self._capture(rows, graph_batches)
+        for note in self.notes:
+            _LOG.warning("%s: %s", plan, note)
+
+    def _allocate(self, count: int, rows: int) -> None:
+        import pycuda.driver as cuda
+
+        assert self.engine is not None
+        layout = self.engine.layout
+        self._needed = count * (rows * layout.image_bytes + layout.place(rows).total)
+        for _ in range(count):
+            self._slots.append(Slot(self.engine, rows, spin=self._spin))
+        size = max(slot.scratch_bytes for slot in self._slots)
+        self._needed += count * size
+        if size:
+            self._scratch = cuda.mem_alloc(count * size)
+        for number, slot in enumerate(self._slots):
+            slot.use_scratch(int(self._scratch) + number * size if size else 0)
+        for slot in self._slots:
+            slot.images[:] = 0
+            for warm in sorted({1, rows}, reverse=True):
+                slot.warm_up(warm)
+
+    def _capture(self, rows: int, graph_batches: tuple[int, ...] | None) -> None:
+        assert self.engine is not None
+        if self.engine.graphs_inside:
+            return
+        sizes = {1, rows} if graph_batches is None else {size for size in graph_batches if 1 <= size <= rows}
+        for size in sorted(sizes):
+            for slot in self._slots:
+                if (problem := slot.capture(size)) is not None:
+                    self.notes.append(problem)
+                    break  # what one slot cannot capture, the next cannot either
+
+    def _does_not_fit(self, plan: Path, what: str, needed: int, error: Exception) -> DeviceMemoryError:
+        free, total = self.context.free_memory()
+        return DeviceMemoryError(
+            f"{plan}: {what} need about {needed:,} bytes of memory on {self.context.name}, and {free:,} of {total:,} "
+            f"bytes are free ({error}). Close other programs on the GPU, or build the plan with a smaller batch"
+        )
+
+    def _free_slots(self, *, broken: bool) -> bool:
+        freed = [slot.close(broken=broken) for slot in self._slots]
+        if not broken:
+            self._slots.clear()
+            if self._scratch is not None:
+                self._scratch.free()
+            self._scratch = None
+        return all(freed)
+
+    def close(self) -> None:
+        """Finish what is under way and release everything; harmless when called twice, from several threads too."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self.ring is not None:
+            self.ring.close()
+        whole = True
+        with _reported(), self.context:
+            if self.context.failure is None:
+                with _reported():
+                    for slot in self._slots:
+                        slot.settle_foreign()
+            if self.engine is not None and self.context.failure is None:
+                with _reported():
+                    self.engine.save_runtime_cache()
+            broken = self.context.failure is not None
+            self.results.close(broken=broken)
+            self.events.close()
+            whole = self._free_slots(broken=broken)
+            if self.engine is not None:
+                self.engine.close()
+        if not whole:
+            _LOG.warning("an array still shows pinned memory of the closed runner; that memory and the context stay")
+            return
+        with _reported():
+            self.context.release()
+        # Of a broken context only now: pycuda then knows that there is nothing left to free.
+        for slot in self._slots:
+            slot.forget()
+        self._slots.clear()
+        self._scratch = None
+        self.results.forget()
+
+
+def _ladder(slots: int, batch: int) -> Iterator[tuple[int, int]]:
+    """What to try when memory is short: two slots keep copies and network overlapped, so the batch shrinks before the
+    last but one slot goes."""
+    for count in range(slots, 2, -1):
+        yield count, batch
+    count = min(slots, 2)
+    while batch > 1:
+        yield count, batch
+        batch //= 2
+    for last in range(count, 0, -1):
+        yield last, 1
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Go on with the release when a step of it fails."""
+    try:
+        yield
+    except Exception as error:
+        _LOG.debug("while closing: %s", error)
