@@ -153,7 +153,7 @@ def _in_graph_order(model: Any, tensors: Sequence[str]) -> list[str]:
 
 
 def _write_with_outputs(model: Any, outputs: Sequence[str], folder: Path) -> None:
-    """Write ``model`` with additional graph outputs, its weights in a file of their own; ``model`` stays as it is.
+    """Write ``model`` with these graph outputs, its weights in a file of their own; ``model`` stays as it is.
 
     Copying the model or serialising it as a whole would double or triple the memory of the weights.
     """
@@ -163,10 +163,10 @@ def _write_with_outputs(model: Any, outputs: Sequence[str], folder: Path) -> Non
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     light.graph.name = model.graph.name or "graph"
-    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+    for field in ("node", "input", "value_info", "sparse_initializer"):
         getattr(light.graph, field).extend(getattr(model.graph, field))
-    present = {value.name for value in model.graph.output}
-    light.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in present)
+    # ONNX Runtime drops the nodes that none of the outputs needs.
+    light.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     with (folder / _WEIGHTS).open("wb") as file:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) > _INLINE:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from calibration.observers import TensorObserver
-from calibration.thresholds import check_method, threshold
+from calibration.thresholds import SYMMETRIC_STEPS, check_method, threshold
 from infer.errors import InputError
 
 
@@ -28,11 +29,13 @@ class Statistics:
     data_hash: str
     warnings: list[str]
 
-    def amax(self, method: str, **parameters: Any) -> dict[str, float]:
-        """The magnitude that int8's 127 shall stand for, by tensor name; 0 for a tensor that is always zero.
+    def amax(self, method: str, steps: Mapping[str, int] | None = None, **parameters: Any) -> dict[str, float]:
+        """The magnitude that the largest integer shall stand for, by tensor name; 0 for a tensor that is always zero.
 
         Args:
             method: ``minmax``, ``percentile``, ``entropy`` or ``mse``, see :mod:`calibration.thresholds`.
+            steps: integers from 0 to amax of tensors that have other than 127
+                (:func:`calibration.tensors.activation_steps`).
             parameters: of the method: ``percentile=99.99``.
 
         Raises:
@@ -46,9 +49,11 @@ class Statistics:
             elif seen.histogram is None:
                 raise InputError(f"method {method!r} needs histograms, but only ranges were collected; use minmax")
             else:
-                found[name] = threshold(method, seen.histogram, seen.amax, parameters)
+                found[name] = threshold(
+                    method, seen.histogram, seen.amax, parameters, steps=(steps or {}).get(name, SYMMETRIC_STEPS)
+                )
         return found
 
-    def scales(self, method: str, **parameters: Any) -> dict[str, np.float32]:
+    def scales(self, method: str, steps: Mapping[str, int] | None = None, **parameters: Any) -> dict[str, np.float32]:
         """Symmetric int8 scales, ``amax / 127`` in float32, by tensor name. Arguments and errors as :meth:`amax`."""
-        return {name: np.float32(amax / 127) for name, amax in self.amax(method, **parameters).items()}
+        return {name: np.float32(amax / SYMMETRIC_STEPS) for name, amax in self.amax(method, steps, **parameters).items()}

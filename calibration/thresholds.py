@@ -25,7 +25,8 @@ from infer.errors import InputError
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 DEFAULT_PERCENTILE = 99.99
-LEVELS = 127
+#: Integers of symmetric int8 from 0 to amax.
+SYMMETRIC_STEPS = 127
 _ENTROPY_LEVELS = 128
 _BULK = 0.99
 _SAME_DIVERGENCE = 1e-10  # nats
@@ -33,7 +34,14 @@ _MSE_LOWEST = 1 / 64  # of amax; no sensible clipping is further down
 _MSE_COARSE, _MSE_FINE, _MSE_ROUNDS = 97, 17, 3
 
 
-def threshold(method: str, histogram: Histogram, amax: float, parameters: Mapping[str, Any] | None = None) -> float:
+def threshold(
+    method: str,
+    histogram: Histogram,
+    amax: float,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    steps: int = SYMMETRIC_STEPS,
+) -> float:
     """The amax that ``method`` chooses, in ``[0, amax]``.
 
     Args:
@@ -41,6 +49,7 @@ def threshold(method: str, histogram: Histogram, amax: float, parameters: Mappin
         histogram: magnitudes of one tensor.
         amax: the exact largest magnitude.
         parameters: keyword parameters of the method; of these only ``percentile`` has one, ``percentile``.
+        steps: integers from 0 to amax; more of them make clipping less worth while (``mse``).
 
     Raises:
         InputError: unknown method or parameter, or a parameter out of range.
@@ -48,6 +57,8 @@ def threshold(method: str, histogram: Histogram, amax: float, parameters: Mappin
     check_method(method, parameters or {})
     if amax < histogram.width:  # zero, or too small for the histogram to tell anything about
         return amax
+    if method == "mse":
+        return min(mse(histogram, amax, steps), amax)
     return min(_FUNCTIONS[method](histogram, amax, **(parameters or {})), amax)
 
 
@@ -150,7 +161,7 @@ def _divergences(
     return np.where(mass[kept] > 0, divergence, math.inf)
 
 
-def mse(histogram: Histogram, amax: float) -> float:
+def mse(histogram: Histogram, amax: float, steps: int = SYMMETRIC_STEPS) -> float:
     """The clipping with the least :func:`quantisation_error`, searched from ``amax / 64`` to ``amax``.
 
     A geometric grid, then finer grids around its best point. The result is within 0.1 % of a local optimum.
@@ -159,13 +170,15 @@ def mse(histogram: Histogram, amax: float) -> float:
     best, points = amax, _MSE_COARSE
     for _ in range(_MSE_ROUNDS):
         grid = np.geomspace(low, high, points)
-        at = int(np.argmin(quantisation_error(histogram, grid)))
+        at = int(np.argmin(quantisation_error(histogram, grid, steps)))
         best = float(grid[at])
         low, high, points = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, points - 1)]), _MSE_FINE
     return min(best, amax)
 
 
-def quantisation_error(histogram: Histogram, amax: NDArray[np.float64]) -> NDArray[np.float64]:
+def quantisation_error(
+    histogram: Histogram, amax: NDArray[np.float64], steps: int = SYMMETRIC_STEPS
+) -> NDArray[np.float64]:
     """Mean squared error of symmetric int8 for each candidate, clipping included.
 
     With the step ``s = amax / 127`` and ``q = min(round(|x| / s), 127)`` the error of a value is ``(|x| - q s)^2``.
@@ -178,6 +191,7 @@ def quantisation_error(histogram: Histogram, amax: NDArray[np.float64]) -> NDArr
     Args:
         histogram: magnitudes of one tensor.
         amax: float64 ``[K]``, all > 0.
+        steps: integers from 0 to amax; the formulas above are for 127.
 
     Returns:
         float64 ``[K]``, in units of the tensor's values squared.
@@ -192,14 +206,14 @@ def quantisation_error(histogram: Histogram, amax: NDArray[np.float64]) -> NDArr
     tail1 = np.append(np.cumsum(first[::-1])[::-1], 0)
     squares = float((counts * (edges[1:] ** 3 - edges[:-1] ** 3)).sum()) / 3
 
-    step = amax / (LEVELS * histogram.width)
-    limits = (np.arange(1, LEVELS + 1) - 0.5) * step[:, None]
+    step = amax / (steps * histogram.width)
+    limits = (np.arange(1, steps + 1) - 0.5) * step[:, None]
     at = np.minimum(limits.astype(np.int64), bins - 1)
     limits = np.minimum(limits, bins)
     partial = counts[at]
     above0 = tail0[at + 1] + partial * (at + 1 - limits)
     above1 = tail1[at + 1] + partial * ((at + 1.0) ** 2 - limits**2) / 2
-    odd = 2 * np.arange(1, LEVELS + 1) - 1
+    odd = 2 * np.arange(1, steps + 1) - 1
     error = squares - 2 * step * above1.sum(axis=1) + step**2 * (odd * above0).sum(axis=1)
     result: NDArray[np.float64] = error / max(total, 1) * histogram.width**2
     return result

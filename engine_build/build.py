@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from calibration.cache import write_cache
+from engine_build.int8 import Int8Graph, Int8Options, quantise
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
 from engine_build.zoo import Model, find_model
 from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, ModelInfo, Tensor, file_entry, now, write_manifest
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from engine_build.graph import Logits
 
 RANGE_IMAGES = 16
+CACHE = "calibration.cache"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class BuildOptions:
 
     Attributes:
         model: row of the zoo; with ``onnx`` the name of the bundle.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         targets: names, or ``("auto",)`` for every target that can be built here.
         weights: checkpoint; None searches (see :func:`engine_build.weights.load_weights`).
         onnx: a user's own float classifier instead of a row of the zoo.
@@ -45,6 +48,7 @@ class BuildOptions:
         offline: do not try to download weights.
         seed: of random weights.
         settings: for the targets.
+        int8: calibration and placement, for ``int8``.
     """
 
     model: str
@@ -61,6 +65,7 @@ class BuildOptions:
     offline: bool = False
     seed: int = 0
     settings: BuildSettings = field(default_factory=BuildSettings)
+    int8: Int8Options = field(default_factory=Int8Options)
 
 
 @dataclass
@@ -120,9 +125,17 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
     with steps.step("passes"):
         folded = prepare(source.graph, spec, source.info.num_classes, source.reference)
     notes = [*source.notes]
+    quantised: Int8Graph | None = None
+    if options.precision == "int8":
+        with steps.step("calibration"):
+            quantised = quantise(
+                source.graph, spec, options.int8, row=source.row, trained=source.info.trained,
+                default_cache=folder.parent / f"{options.model}.calibration", tool=_tool(), say=steps.say,
+            )  # fmt: skip
+        notes += quantised.notes
     with steps.step("precision"):
-        keep = _overflowing(source, spec) if options.precision == "fp16" else []
-        typed = to_precision(source.graph, options.precision, keep)
+        keep = _overflowing(source, spec) if options.precision in ("fp16", "int8") else []
+        typed = to_precision(quantised.graph if quantised else source.graph, options.precision, keep)
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
     counts = _op_counts(typed)
@@ -131,15 +144,18 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
     with replacing_folder(folder) as work:
         onnx.save(typed, work / GRAPH)
         (work / LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
+        if quantised is not None:
+            write_cache(work / CACHE, quantised.cache)
+        int8_nodes = quantised.quantised.nodes if quantised else ()
         plans = []
         for target in targets:
             with steps.step(target):
-                plans.append(build_target(target, work, options.precision, options.settings))
+                plans.append(build_target(target, work, options.precision, options.settings, int8_nodes))
         manifest = Manifest(
             format=FORMAT, created=now(), tool=_tool(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),
             batch=options.settings.batch, preprocessing=spec.to_json(), labels=file_entry(work, LABELS), plans=plans,
-            wnids=wnids, float32_nodes=keep, notes=notes,
+            wnids=wnids, float32_nodes=keep, calibration=quantised.record() if quantised else None, notes=notes,
         )  # fmt: skip
         write_manifest(work, manifest)
     return folder, manifest
@@ -228,7 +244,7 @@ def sample_images(row: Model | None, spec: Preprocessing, count: int = RANGE_IMA
 
 
 def _op_counts(graph: onnx.ModelProto) -> str:
-    from engine_build.onnx_index import Index
+    from calibration.onnx_index import Index
 
     counts = Index(graph).op_counts()
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))

@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
-from engine_build.onnx_index import Index
+from calibration.onnx_index import Index
 from engine_build.reference import graph_logits, torch_logits
 from engine_build.synthetic import synthetic_images
 from infer.errors import GraphError
@@ -72,6 +72,7 @@ def load_user_graph(path: Path, spec: Preprocessing) -> tuple[onnx.ModelProto, L
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < 17:
         model = _converted(model, opset, path)
+    model.ir_version = max(model.ir_version, 8)  # before 4, every weight has to be an input too
     del model.graph.input[:]
     model.graph.input.append(inputs[0])
     if len(shape_out) != 2:

@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engine_build.onnx_index import Index, attribute
+from calibration.onnx_index import Index, attribute
+from engine_build.equalise import equalise_streams
 from infer.errors import GraphError
 from infer.preprocess import Preprocessing
 
@@ -250,13 +251,18 @@ def prepare(model: onnx.ModelProto, spec: Preprocessing, num_classes: int, refer
     check_step("canonicalise", model, spec, reference)
     folded = fold_batch_norms(model)
     check_step("fold_batch_norms", model, spec, reference)
+    equalise_streams(model)
+    check_step("equalise_streams", model, spec, reference)
     simplify_batch_norms(model)
     check_step("simplify_batch_norms", model, spec, reference)
     add_uint8_input(model, spec)
     check_step("add_uint8_input", model, spec, reference)
     add_classification_head(model, num_classes)
     check_step("add_classification_head", model, spec, reference)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"the finished graph is not valid ONNX ({str(error)[:300]}). This is a defect") from error
     return folded
 
 

@@ -13,11 +13,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine_build.graph import CLASSES, LOGITS, SCORES
-from engine_build.onnx_index import Index
+from calibration.onnx_index import Index
 from infer.errors import InputError
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-PRECISIONS = (*FLOAT_TYPES,)
+# What the rest of an int8 graph computes in: halves the traffic between int8 kernels, which write floating point.
+REST_OF_INT8 = "fp16"
+PRECISIONS = (*FLOAT_TYPES, "int8")
 FLOAT16_MAX = 65504.0
 # Ranges come from sample images; another image may exceed them. Twice the range is still allowed for.
 MARGIN = 2.0
@@ -60,18 +62,20 @@ def to_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] =
 
     Args:
         model: graph with the input and outputs of :func:`engine_build.graph.prepare`.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``fp16`` or ``bf16``; ``int8`` for a graph that has its Q/DQ pairs and whose rest becomes
+            fp16. Scales take the type of their tensors; integers stay.
         keep: names of nodes that stay float32, besides normalisation and softmax.
 
     Raises:
         InputError: unknown precision.
     """
-    if precision not in FLOAT_TYPES:
+    if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     if precision != "fp32":
-        _Caster(typed, FLOAT_TYPES[precision], {*keep, *_PROLOGUE, *_EPILOGUE}).run()
+        kind = FLOAT_TYPES[REST_OF_INT8 if precision == "int8" else precision]
+        _Caster(typed, kind, {*keep, *_PROLOGUE, *_EPILOGUE}).run()
     if precision == "bf16":
         typed = onnx.version_converter.convert_version(typed, BFLOAT16_OPSET)
     return typed

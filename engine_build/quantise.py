@@ -19,12 +19,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from engine_build.onnx_index import Index, attribute
-from engine_build.shifted import apply_shift, compensate, shift_groups, shifted_steps
+from calibration.onnx_index import Index, attribute
+from calibration.tensors import quantisable_nodes, residual_choice, residual_inputs, shift_groups
+from engine_build.shifted import apply_shift, compensate
 from engine_build.weight_scales import LEVELS, half_scale, quantise_weights
 
-QUANTISED_TYPES = ("Conv", "Gemm")
-RESIDUALS = ("identity", "none", "both")
 
 
 @dataclass(frozen=True)
@@ -59,47 +58,6 @@ class Quantised:
     skipped: Mapping[str, str]
 
 
-def activation_tensors(model: onnx.ModelProto, placement: Placement | None = None) -> list[str]:
-    """Names of the activation tensors that :func:`insert_qdq` needs scales for, in graph order."""
-    index = Index(model)
-    wanted = [node.input[0] for node in quantisable_nodes(index)]
-    for shortcut, branch in residual_inputs(index).values():
-        wanted += _residual_choice(shortcut, branch, placement or Placement())
-    order = {name: at for at, node in enumerate(model.graph.node) for name in node.output}
-    return sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1))
-
-
-def activation_steps(model: onnx.ModelProto, placement: Placement | None = None) -> dict[str, int]:
-    """Int8 steps between 0 and amax of the tensors that have more than the 127 of symmetric int8."""
-    if not (placement or Placement()).shift:
-        return {}
-    index = Index(model)
-    return shifted_steps(shift_groups(index, {node.name for node in quantisable_nodes(index)}))
-
-
-def quantisable_nodes(index: Index) -> list[onnx.NodeProto]:
-    """Conv and Gemm nodes with constant weights, in graph order."""
-    return [n for n in index.graph.node if n.op_type in QUANTISED_TYPES and n.input[1] in index.constants]
-
-
-def residual_inputs(index: Index) -> dict[str, tuple[str, str]]:
-    """Residual additions: node name to ``(shortcut input, branch input)``.
-
-    The branch is the input with more convolutions behind it since the two parted.
-    """
-    depth: dict[str, int] = {}
-    for node in index.graph.node:
-        below = max((depth.get(name, 0) for name in node.input), default=0)
-        for name in node.output:
-            depth[name] = below + (node.op_type == "Conv")
-    found = {}
-    for node in index.graph.node:
-        if node.op_type == "Add" and not any(name in index.constants for name in node.input):
-            shortcut, branch = sorted(node.input, key=lambda name: depth.get(name, 0))
-            found[node.name] = (shortcut, branch)
-    return found
-
-
 def insert_qdq(
     model: onnx.ModelProto,
     amax: Mapping[str, float],
@@ -112,7 +70,7 @@ def insert_qdq(
 
     Args:
         model: graph of :func:`engine_build.graph.prepare`.
-        amax: largest magnitude to represent, of each tensor of :func:`activation_tensors`. Tensors that are missing
+        amax: largest magnitude to represent, of each tensor of :func:`calibration.tensors.activation_tensors`. Tensors that are missing
             or 0 are not quantised.
         placement: where to quantise; None for the default.
         exclude: Conv and Gemm nodes, and residual additions, to leave in floating point.
@@ -123,7 +81,7 @@ def insert_qdq(
     index = Index(work)
     chosen, skipped = _choose(index, amax, exclude)
     additions = {
-        name: [t for t in _residual_choice(shortcut, branch, placement) if amax.get(t, 0) > 0]
+        name: [t for t in residual_choice(shortcut, branch, placement.residual) if amax.get(t, 0) > 0]
         for name, (shortcut, branch) in residual_inputs(index).items()
         if name not in exclude
     }
@@ -159,10 +117,6 @@ def _choose(
         else:
             chosen[node.name] = None
     return chosen, skipped
-
-
-def _residual_choice(shortcut: str, branch: str, placement: Placement) -> list[str]:
-    return {"identity": [shortcut], "none": [], "both": [shortcut, branch]}[placement.residual]
 
 
 class _Writer:

@@ -14,79 +14,19 @@ Max-pooling and global average pooling commute with the move.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
-from engine_build.onnx_index import Index, attribute
+from calibration.onnx_index import Index
+from calibration.tensors import SHIFTED_STEPS, ShiftGroup
 from engine_build.weight_scales import half_scale
 
-STEPS = 255
 _LOWEST = 128
-_THROUGH = ("MaxPool", "GlobalAveragePool", "Flatten")
-
-
-@dataclass(frozen=True)
-class ShiftGroup:
-    """A ReLU whose result is moved, and the quantised tensors that follow from it.
-
-    Attributes:
-        relu: name of the node.
-        tensors: tensors that are quantised, all with the scale of the first.
-    """
-
-    relu: str
-    tensors: tuple[str, ...]
-
-
-def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
-    """The ReLUs whose every reader, through pools, is an unpadded quantised layer.
-
-    Args:
-        index: the float graph.
-        quantised: names of the Conv and Gemm nodes that will be quantised.
-    """
-    groups = []
-    for node in index.graph.node:
-        if node.op_type == "Relu" and node.output[0] not in index.outputs:
-            tensors = _followers(index, node.output[0], quantised)
-            if tensors:
-                groups.append(ShiftGroup(node.name, tuple(tensors)))
-    return groups
-
-
-def _followers(index: Index, tensor: str, quantised: Collection[str]) -> list[str] | None:
-    """Tensors to quantise behind ``tensor``; None when a reader cannot take a moved value.
-
-    An average has another range than what is averaged, so nothing may share a scale with it.
-    """
-    found: list[str] = []
-    direct = False
-    for reader in index.consumers.get(tensor, []):
-        if reader.op_type in _THROUGH and reader.output[0] not in index.outputs:
-            below = _followers(index, reader.output[0], quantised)
-            if below is None or (reader.op_type == "GlobalAveragePool" and len(index.consumers[tensor]) > 1):
-                return None
-            found += below
-        elif reader.name in quantised and reader.input[0] == tensor and _unpadded(reader, index):
-            direct = True
-        else:
-            return None
-    return [tensor, *found] if direct else found
-
-
-def _unpadded(node: onnx.NodeProto, index: Index) -> bool:
-    return node.op_type == "Gemm" or (
-        not any(attribute(node, "pads", [])) and attribute(node, "auto_pad", b"NOTSET") == b"NOTSET"
-    )
-
-
-def shifted_steps(groups: Collection[ShiftGroup]) -> dict[str, int]:
-    """Number of int8 steps from 0 to amax of the tensors that are moved, for the choice of their ``amax``."""
-    return {tensor: STEPS for group in groups for tensor in group.tensors}
 
 
 def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
@@ -97,12 +37,13 @@ def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> t
     Returns:
         ``(scale, c)`` of its tensors, both exact in float16.
     """
-    scale = float(half_scale(np.float32(amax[group.tensors[0]] / STEPS)))
+    scale = float(half_scale(np.float32(amax[group.tensors[0]] / SHIFTED_STEPS)))
     offset = _LOWEST * scale
     relu = next(node for node in index.graph.node if node.name == group.relu)
-    lower = index.set_constant(f"{relu.name}.lower", np.array(-offset, np.float32))
     relu.op_type = "Clip"
-    relu.input.append(lower)
+    relu.input.append(index.set_constant(f"{relu.name}.lower", np.array(-offset, np.float32)))
+    # Without an upper bound TensorRT takes the largest float32, which float16 does not have.
+    relu.input.append(index.set_constant(f"{relu.name}.upper", np.array(np.finfo(np.float16).max, np.float32)))
     _lower(index, relu, offset)
     return scale, offset
 
@@ -127,7 +68,7 @@ def _lower(index: Index, relu: onnx.NodeProto, offset: float) -> None:
     index.set_nodes(nodes)
 
 
-def compensate(index: Index, node: onnx.NodeProto, weights: np.ndarray, axis: int, offset: float) -> None:
+def compensate(index: Index, node: onnx.NodeProto, weights: NDArray[Any], axis: int, offset: float) -> None:
     """Add ``offset * sum(weights)`` to the bias of a reader, in place.
 
     Args:

@@ -237,7 +237,11 @@ def _download(row: Model) -> Path:
         size = temporary.stat().st_size
         if result is None or size < least:
             raise WeightsError(f"Google Drive sent {size} bytes, expected at least {least}; is the quota used up?")
-        load_strictly(create_model(row.name), read_checkpoint(temporary), "the downloaded file")
+        try:
+            tensors = read_checkpoint(temporary)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(temporary), "the downloaded file")) from error
+        load_strictly(create_model(row.name), tensors, "the downloaded file")
     write_bytes(_hash_file(target), f"{sha256_file(target)}  {target.name}\n".encode())
     return target
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infer.bench_cli import bench
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
 from infer.errors import AccuracyError, ImageError
 
@@ -21,6 +22,8 @@ app = typer.Typer(
     name="iresnet-infer", help="Run, verify and inspect engine bundles.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+app.command(no_args_is_help=True)(bench)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")]
 TargetOption = Annotated[

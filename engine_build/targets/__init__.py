@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,20 +52,30 @@ def unavailable(target: str) -> str | None:
     return tensorrt_availability(target)
 
 
-def build_target(target: str, folder: Path, precision: str, settings: BuildSettings) -> Plan:
+def build_target(
+    target: str, folder: Path, precision: str, settings: BuildSettings, int8_nodes: Sequence[str] = ()
+) -> Plan:
     """Build ``folder/model.onnx`` for ``target``; the files go into ``folder``.
 
+    Args:
+        target: one of :data:`BUILDABLE`.
+        folder: the bundle under construction.
+        precision: of the graph.
+        settings: options.
+        int8_nodes: Conv and Gemm nodes that must run in int8.
+
     Raises:
-        BuildError: the target refuses the graph, or is not what was asked for.
+        BuildError: the target refuses the graph, or one of ``int8_nodes`` silently stayed floating point.
     """
     if target == "openvino":
         from engine_build.targets.openvino import build_openvino
 
-        return build_openvino(folder / GRAPH, folder, precision)
-    return _build_tensorrt(target, folder, settings)
+        return build_openvino(folder / GRAPH, folder, precision, int8_nodes)
+    return _build_tensorrt(target, folder, settings, int8_nodes)
 
 
-def _build_tensorrt(target: str, folder: Path, settings: BuildSettings) -> Plan:
+def _build_tensorrt(target: str, folder: Path, settings: BuildSettings, int8_nodes: Sequence[str]) -> Plan:
+    from engine_build.audit import PlanAudit, require_int8
     from engine_build.targets.tensorrt import build_plan
     from engine_build.targets.trt_request import BatchProfile as PlanProfile
     from engine_build.targets.trt_request import PlanRequest
@@ -78,7 +89,11 @@ def _build_tensorrt(target: str, folder: Path, settings: BuildSettings) -> Plan:
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible and target == "tensorrt",
     )  # fmt: skip
-    built = build_plan(target, request, settings.progress)
+
+    def gate(audit: PlanAudit) -> None:
+        require_int8(audit, int8_nodes)
+
+    built = build_plan(target, request, settings.progress, gate if int8_nodes else None)
     return Plan(
         target=target, files=[file_entry(folder, name)], version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,23 @@ XML, BIN = "openvino.xml", "openvino.bin"
 # What each precision asks of the plugin. A CPU without fp16 or bf16 arithmetic would emulate it slowly, so
 # the hint is only given where the CPU lists the capability; the audit says what then runs.
 _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
+_SPLIT_BIAS = "/WithoutBiases"  # OpenVINO's reader splits a Conv or Gemm with a bias in two
 _MACS = ("Convolution", "FullyConnected", "MatMul")
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
-_HINTS = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16")}
+_HINTS = {"fp32": ("FP32", "f32"), "fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16"), "int8": ("FP32", "f32")}
 
 
-def build_openvino(graph: Path, folder: Path, precision: str) -> Plan:
+def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = ()) -> Plan:
     """Write ``openvino.xml`` and ``.bin`` into ``folder``, compile them once and read back what runs.
 
     Args:
         graph: the precision-typed ONNX graph.
         folder: the bundle under construction.
         precision: of the graph.
+        int8_nodes: Conv and Gemm nodes that must run in int8.
 
     Raises:
-        BuildError: OpenVINO refuses the graph.
+        BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
     """
     import openvino
 
@@ -53,6 +56,12 @@ def build_openvino(graph: Path, folder: Path, precision: str) -> Plan:
         audit = audit_runtime(backend.runtime_model(), size)
     finally:
         backend.close()
+    floating = [name for name in int8_nodes if audit["node_precisions"].get(name) != "int8"]
+    if floating:
+        raise BuildError(
+            f"openvino: {len(floating)} of {len(int8_nodes)} layers that should be int8 run in floating point: "
+            f"{', '.join(floating[:5])}"
+        )
     return Plan(
         target="openvino",
         files=[file_entry(folder, XML), file_entry(folder, BIN)],
@@ -91,7 +100,8 @@ def audit_runtime(runtime: Any, engine_bytes: int) -> dict[str, Any]:
         types[kind] += 1
         precisions[precision] += 1
         if kind in _MACS:
-            nodes[info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]] = precision
+            name = info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]
+            nodes[name.split(_SPLIT_BIAS)[0]] = precision
             primitives[info.get("primitiveType", "?")] += 1
     summary = {
         "layers": types.total(),

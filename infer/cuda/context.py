@@ -7,6 +7,7 @@ left on the stack of a thread that ends makes pycuda abort the process.
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Any
 
@@ -51,7 +52,7 @@ class PrimaryContext:
         except self._cuda.Error as error:  # somebody reset the device
             if self.failure is None:
                 self.failure = DeviceError(f"the CUDA context of device {self.ordinal} is gone: {error}", sticky=True)
-            raise self.failure from error
+            raise self.again() from error
         return self
 
     def __exit__(
@@ -81,7 +82,11 @@ class PrimaryContext:
                 "again from a new process",
                 sticky=True,
             )
-        return self.failure
+        return self.again()
+
+    def again(self) -> DeviceError:
+        """The first failure once more, as an object of its own: one raised many times would gather tracebacks."""
+        return DeviceError(str(self.failure), sticky=True)
 
     def _broken(self) -> BaseException | None:
         """The error that a harmless call meets, if any."""
@@ -97,6 +102,7 @@ class PrimaryContext:
         pycuda leaves a primary context that it detaches on the driver's stack, and releases it only on the thread that
         retained it or where it is current. So it is made current here and taken off the driver's stack first.
         """
-        self._context.push()
-        driver.pop_context()
+        with contextlib.suppress(self._cuda.Error):  # a context that was reset cannot be made current any more
+            self._context.push()
+            driver.pop_context()
         self._context.detach()

@@ -74,7 +74,7 @@ def library() -> ctypes.CDLL:
 
 
 def find_device(ordinal: int) -> str | None:
-    """None when the driver offers device ``ordinal``, else one sentence that says what is missing. No context needed."""
+    """None when the driver offers device ``ordinal``, else one sentence: what is missing. Needs no context."""
     try:
         cuda = library()
     except TargetUnavailableError as error:
@@ -119,12 +119,9 @@ def end_capture(stream: int) -> int:
 
 
 def instantiate_graph(graph: int, stream: int) -> int:
-    """An executable graph, uploaded so that its first launch is as fast as the others. ``graph`` is destroyed."""
+    """An executable graph, uploaded so that its first launch is as fast as the others."""
     cuda, executable = library(), ctypes.c_void_p()
-    try:
-        _check(cuda.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, 0), "cuGraphInstantiate")
-    finally:
-        cuda.cuGraphDestroy(graph)
+    _check(cuda.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, 0), "cuGraphInstantiate")
     cuda.cuGraphUpload(executable, stream)
     return executable.value or 0
 
@@ -135,9 +132,14 @@ def launch_graph(executable: int, stream: int) -> None:
         _check(status, "cuGraphLaunch")
 
 
-def destroy_graph(executable: int) -> None:
+def destroy_executable(executable: int) -> None:
     """Destroy an executable graph; an error is ignored, as there is nothing left to do about it."""
     library().cuGraphExecDestroy(executable)
+
+
+def destroy_graph(graph: int) -> None:
+    """Destroy a captured graph; an error is ignored."""
+    library().cuGraphDestroy(graph)
 
 
 def record_event(event: int, stream: int) -> None:
@@ -180,7 +182,10 @@ def device_of(pointer: int) -> int | None:
     """Ordinal of the device whose memory ``pointer`` lies in; None for host memory and for no memory at all."""
     cuda = library()
     kind, ordinal = ctypes.c_uint(), ctypes.c_int()
-    if cuda.cuPointerGetAttribute(ctypes.byref(kind), _POINTER_MEMORY_TYPE, pointer) or kind.value != _MEMORY_TYPE_DEVICE:
+    if (
+        cuda.cuPointerGetAttribute(ctypes.byref(kind), _POINTER_MEMORY_TYPE, pointer)
+        or kind.value != _MEMORY_TYPE_DEVICE
+    ):
         return None
     if cuda.cuPointerGetAttribute(ctypes.byref(ordinal), _POINTER_DEVICE_ORDINAL, pointer):
         return None

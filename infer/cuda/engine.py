@@ -53,6 +53,11 @@ class Engine:
         self.messages: deque[str] = deque(maxlen=20)
         self._logger = _make_logger(self._trt, self.messages)
         self._runtime: Any = self._trt.Runtime(self._logger)
+        self.graphs_inside = target == RTX and cuda_graphs
+        self._cache_file = runtime_cache if target == RTX else None
+        self._cached = b""
+        self._cache: Any = None
+        self._config: Any = None
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise self.error(
@@ -60,32 +65,34 @@ class Engine:
                 "on this GPU",
                 TargetUnavailableError,
             )
-        self.layout, self.largest_batch = self._read_tensors(plan)
-        self.graphs_inside = target == RTX and cuda_graphs
-        self._cache_file = runtime_cache if target == RTX else None
-        self._cache: Any = None
-        self._cached = b""
-        self._config: Any = self._make_rtx_config() if target == RTX else None
+        try:
+            self.layout, self.largest_batch = self._read_tensors(plan)
+            if target == RTX:
+                self._config = self._make_rtx_config()
+        except BaseException:
+            self.close()  # now, while the context is current
+            raise
 
     def _read_tensors(self, plan: Path) -> tuple[Layout, int]:
-        engine, trt = self._engine, self._trt
-        found = {engine.get_tensor_name(index): None for index in range(engine.num_io_tensors)}
+        # No local name for the engine: the traceback of an error would keep it alive beyond its context.
+        trt = self._trt
+        found = {self._engine.get_tensor_name(index): None for index in range(self._engine.num_io_tensors)}
         for name, dtype in _DTYPES.items():
             mode = trt.TensorIOMode.INPUT if name == INPUT else trt.TensorIOMode.OUTPUT
-            if name not in found or engine.get_tensor_mode(name) != mode:
+            if name not in found or self._engine.get_tensor_mode(name) != mode:
                 raise BundleError(f"{plan}: expected the tensor {name!r}, found {', '.join(found)}; build it again")
-            if engine.get_tensor_dtype(name) != getattr(trt.DataType, dtype):
-                raise BundleError(f"{plan}: expected {name!r} as {dtype}, found {engine.get_tensor_dtype(name)}")
+            if self._engine.get_tensor_dtype(name) != getattr(trt.DataType, dtype):
+                raise BundleError(f"{plan}: expected {name!r} as {dtype}, found {self._engine.get_tensor_dtype(name)}")
         if len(found) != len(_DTYPES):
             raise BundleError(f"{plan}: expected the tensors {', '.join(_DTYPES)}, found {', '.join(found)}")
-        image = tuple(engine.get_tensor_shape(INPUT))[1:]
-        logits, scores, classes = (tuple(engine.get_tensor_shape(name)) for name in OUTPUTS)
+        image = tuple(self._engine.get_tensor_shape(INPUT))[1:]
+        logits, scores, classes = (tuple(self._engine.get_tensor_shape(name)) for name in OUTPUTS)
         if len(image) != 3 or image[2] != 3 or min(image) < 1 or len(logits) != 2 or scores != classes:
             raise BundleError(
                 f"{plan}: expected images [N, H, W, 3], logits [N, C], scores and classes [N, k], found "
                 f"{list(image)}, {list(logits)}, {list(scores)}, {list(classes)} behind the batch"
             )
-        smallest, _, largest = engine.get_tensor_profile_shape(INPUT, 0)
+        smallest, _, largest = self._engine.get_tensor_profile_shape(INPUT, 0)
         if smallest[0] > 1:
             raise BundleError(f"{plan}: expected a profile from batch 1, found one from {smallest[0]}; build it again")
         return Layout((image[0], image[1], image[2]), logits[1], scores[1]), int(largest[0])

@@ -1,8 +1,7 @@
-"""The ring of slots: who may use which, how many batches are under way, and what happens when one fails."""
+"""The ring of staging buffers: who may use which, how many batches are under way, what happens when one fails."""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,31 +10,30 @@ from queue import Empty, SimpleQueue
 
 from infer.backends.base import Outputs
 from infer.cuda.context import PrimaryContext
-from infer.cuda.slots import Slot
+from infer.cuda.staging import Staging
 from infer.errors import InputError, IResNetError
 
-_LOG = logging.getLogger(__name__)
-Fill = Callable[[Slot], None]
+Fill = Callable[[Staging], None]
 
 
 class Ring:
-    """Slots that are handed out first in, first out. Thread-safe.
+    """Staging buffers that are handed out first in, first out. Thread-safe.
 
-    A batch whose future is wanted is finished by one thread, in the order of the launches: it waits for the slot,
-    copies the results, gives the slot back and then completes the future. So a slot never waits for its consumer.
+    A batch whose future is wanted is finished by one thread, in the order of the launches: it waits for the batch,
+    copies the results, gives the buffer back and then completes the future. So a buffer never waits for its consumer.
 
     Args:
-        context: of the slots.
-        slots: idle slots.
+        context: of the buffers.
+        buffers: idle, those of different slots in turn.
     """
 
-    def __init__(self, context: PrimaryContext, slots: list[Slot]) -> None:
-        self._context, self._size = context, len(slots)
-        self._free = deque(slots)
-        self._held: set[Slot] = set()
+    def __init__(self, context: PrimaryContext, buffers: list[Staging]) -> None:
+        self._context, self._size = context, len(buffers)
+        self._free = deque(buffers)
+        self._held: set[Staging] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self._launched: SimpleQueue[tuple[Slot, int, Future[Outputs]] | None] = SimpleQueue()
+        self._launched: SimpleQueue[tuple[Staging, int, Future[Outputs]] | None] = SimpleQueue()
         self._finisher = threading.Thread(target=self._finish_all, name="iresnet-finisher", daemon=True)
         self._finisher.start()
 
@@ -47,12 +45,12 @@ class Ring:
             InputError: closed.
         """
         if self._context.failure is not None:
-            raise self._context.failure
+            raise self._context.again()
         if self._closing:
             raise InputError("this runner is closed; open the bundle again")
 
-    def acquire(self, timeout: float | None = None) -> Slot:
-        """The slot that is free longest; waits while all are in use.
+    def acquire(self, timeout: float | None = None) -> Staging:
+        """The buffer that is free longest; waits while all are in use.
 
         Raises:
             InputError: closed, or nothing became free within ``timeout`` seconds.
@@ -60,99 +58,91 @@ class Ring:
         """
         with self._changed:
             if not self._free and not self._changed.wait_for(self._free_or_over, timeout):
-                raise InputError(f"all {self._size} slots are still in use after {timeout} s; submit or release one")
+                raise InputError(f"all {self._size} buffers are still in use after {timeout} s; submit or release one")
             self.check()
             return self._free.popleft()
 
     def _free_or_over(self) -> bool:
         return bool(self._free) or self._closing or self._context.failure is not None
 
-    def release(self, slot: Slot) -> None:
-        """Give an idle slot back."""
+    def release(self, staging: Staging) -> None:
+        """Give an idle buffer back."""
         with self._changed:
-            self._free.append(slot)
+            self._free.append(staging)
             if self._context.failure is None and not self._closing:
                 self._changed.notify()
             else:
                 self._changed.notify_all()
 
-    def hold(self, slot: Slot) -> None:
-        """Leave an acquired slot to the caller of the runner: :meth:`close` does not wait for it."""
+    def hold(self, staging: Staging) -> None:
+        """Leave an acquired buffer to the caller of the runner: :meth:`close` does not wait for it."""
         with self._changed:
-            self._held.add(slot)
+            self._held.add(staging)
             self._changed.notify_all()
 
-    def take_back(self, slot: Slot) -> None:
-        """End :meth:`hold`; raises as :meth:`check` does, and the slot is then given back."""
+    def take_back(self, staging: Staging) -> None:
+        """End :meth:`hold`; raises as :meth:`check` does, and the buffer is then given back."""
         with self._changed:
-            self._held.remove(slot)
+            self._held.remove(staging)
             try:
                 self.check()
             except IResNetError:
-                self._free.append(slot)
+                self._free.append(staging)
                 raise
 
-    def submit(self, slot: Slot, rows: int, fill: Fill | None = None) -> Future[Outputs]:
-        """Fill and launch an acquired slot; errors of the device come through the future."""
+    def submit(self, staging: Staging, rows: int, fill: Fill | None = None) -> Future[Outputs]:
+        """Fill and launch an acquired buffer; errors of the device come through the future."""
         future: Future[Outputs] = Future()
         future.set_running_or_notify_cancel()
-        if self._launch(slot, rows, fill, future):
+        if self._launch(staging, rows, fill, future):
             with self._changed:
                 queued = not self._closing
                 if queued:
-                    self._launched.put((slot, rows, future))
+                    self._launched.put((staging, rows, future))
             if not queued:
-                self._finish(slot, rows, future)
+                self._finish(staging, rows, future)
         return future
 
-    def run(self, slot: Slot, rows: int, fill: Fill) -> Outputs:
+    def run(self, staging: Staging, rows: int, fill: Fill) -> Outputs:
         """As :meth:`submit` with its result, without another thread in between."""
         future: Future[Outputs] = Future()
-        if self._launch(slot, rows, fill, future):
-            self._finish(slot, rows, future)
+        if self._launch(staging, rows, fill, future):
+            self._finish(staging, rows, future)
         return future.result()
 
-    def _launch(self, slot: Slot, rows: int, fill: Fill | None, future: Future[Outputs]) -> bool:
+    def _launch(self, staging: Staging, rows: int, fill: Fill | None, future: Future[Outputs]) -> bool:
         try:
-            if fill is not None:
-                fill(slot)
-            with self._context:
+            with self._context:  # before the memory is touched: it goes with the context
                 try:
-                    slot.launch(rows)
+                    if fill is not None:
+                        fill(staging)
+                    staging.launch(rows)
                 except BaseException as error:
-                    self._recover(slot)
                     raise self._context.explain(error, f"launching a batch of {rows}") from error
         except IResNetError as error:
-            self.release(slot)
+            self.release(staging)
             future.set_exception(error)
             return False
         except BaseException:
-            self.release(slot)
+            self.release(staging)
             raise
         return True
 
-    def _finish(self, slot: Slot, rows: int, future: Future[Outputs]) -> None:
+    def _finish(self, staging: Staging, rows: int, future: Future[Outputs]) -> None:
         try:
             with self._context:
                 try:
-                    slot.wait()
-                    outputs = slot.collect(rows)
+                    staging.wait()
+                    outputs = staging.collect(rows)
                 except BaseException as error:
-                    self._recover(slot)
+                    staging.slot.settle()
                     raise self._context.explain(error, f"running a batch of {rows}") from error
         except BaseException as error:
-            self.release(slot)
+            self.release(staging)
             future.set_exception(error)
         else:
-            self.release(slot)
+            self.release(staging)
             future.set_result(outputs)
-
-    def _recover(self, slot: Slot) -> None:
-        """Let what was enqueued of a failed batch come to its end, so that the slot can be used again."""
-        try:
-            slot.settle()
-        except Exception as error:  # a broken context has nothing under way
-            _LOG.debug("after a failed batch: %s", error)
 
     def _finish_all(self) -> None:
         while (launched := self._launched.get()) is not None:
@@ -160,7 +150,7 @@ class Ring:
             del launched  # else the last results live until the next batch
 
     def close(self) -> None:
-        """Refuse new batches, finish those under way, end the thread. A slot that a caller holds is not waited for."""
+        """Refuse new batches, finish those under way, end the thread. Buffers that callers hold are not waited for."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infer.cuda import driver
 from infer.cuda.arrays import ResultPool
 from infer.cuda.context import PrimaryContext
 from infer.cuda.engine import DeviceMemoryError, Engine
-from infer.cuda.events import EventPool
+from infer.cuda.events import Event, EventPool
 from infer.cuda.ring import Ring
 from infer.cuda.slots import Slot
+from infer.cuda.staging import Staging
 from infer.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class Session:
         spin: bool,
     ) -> None:
         self._lock, self._closed = threading.Lock(), False
+        self._turn = itertools.count()
         self._slots: list[Slot] = []
         self._scratch: Any = None
         self._spin = spin
@@ -61,8 +65,8 @@ class Session:
         self.ring: Ring | None = None
         self.engine: Engine | None = None
         self.context = PrimaryContext(device)
-        self.events = EventPool()
-        self.results = ResultPool()
+        self._events = EventPool(self.context)
+        self.results = ResultPool(self.context)
         try:
             with self.context:
                 try:
@@ -72,7 +76,8 @@ class Session:
                     raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error
                 self._open(plan, slots, self._batch(plan, self.engine, max_batch), graph_batches)
                 self.engine.save_runtime_cache()
-            self.ring = Ring(self.context, self._slots)
+            # All slots once, then all again: neighbours in the ring are on different streams.
+            self.ring = Ring(self.context, [one for turn in zip(*self._staging(), strict=True) for one in turn])
         except BaseException:
             self.close()
             raise
@@ -121,7 +126,7 @@ class Session:
         for number, slot in enumerate(self._slots):
             slot.use_scratch(int(self._scratch) + number * size if size else 0)
         for slot in self._slots:
-            slot.images[:] = 0
+            slot.staging[0].images[:] = 0
             for warm in sorted({1, rows}, reverse=True):
                 slot.warm_up(warm)
 
@@ -152,6 +157,42 @@ class Session:
             self._scratch = None
         return all(freed)
 
+    def _staging(self) -> list[list[Staging]]:
+        return [slot.staging for slot in self._slots]
+
+    @property
+    def streams(self) -> int:
+        """Slots in use."""
+        return len(self._slots)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that can be under way."""
+        return sum(len(staging) for staging in self._staging())
+
+    def enqueue(self, rows: int, images: int, outputs: tuple[int, int, int], stream: int) -> Event:
+        """See :meth:`~infer.cuda.slots.Slot.enqueue`; the slots take turns. The context must be current.
+
+        Raises:
+            DeviceError: CUDA or TensorRT refused, or an earlier batch broke the context.
+        """
+        slot = self._slots[next(self._turn) % len(self._slots)]
+        event = self._events.take()
+        try:
+            slot.enqueue(rows, images, outputs, stream, event.handle)
+        except Exception as error:
+            raise self.context.explain(error, f"enqueueing a batch of {rows}") from error
+        return event
+
+    def order(self, first: int, second: int) -> None:
+        """Let what comes into stream ``second`` wait for what is in stream ``first`` now."""
+        event = self._events.take()
+        try:
+            driver.record_event(event.handle, first)
+            driver.wait_event(second, event.handle)
+        except Exception as error:
+            raise self.context.explain(error, "ordering two streams") from error
+
     def close(self) -> None:
         """Finish what is under way and release everything; harmless when called twice, from several threads too."""
         with self._lock:
@@ -171,7 +212,7 @@ class Session:
                     self.engine.save_runtime_cache()
             broken = self.context.failure is not None
             self.results.close(broken=broken)
-            self.events.close()
+            self._events.close()
             whole = self._free_slots(broken=broken)
             if self.engine is not None:
                 self.engine.close()

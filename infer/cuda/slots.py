@@ -1,35 +1,36 @@
-"""One slot: a stream with everything a batch in flight needs."""
+"""One slot: a stream with everything that batches need on the device."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from infer.backends.base import Outputs
 from infer.cuda import driver
-from infer.cuda.buffers import PinnedBuffer
 from infer.cuda.engine import Engine, Execution
-from infer.cuda.graphs import BatchGraph
+from infer.cuda.graphs import NetworkGraph
+from infer.cuda.staging import Staging
 from infer.errors import IResNetError
+
+_LAST_DEFAULT_STREAM = 2  # handles 0, 1 and 2 are the default streams
+_QUEUED = 2  # batches in a slot's stream at a time
 
 
 class Slot:
-    """A non-blocking stream, an execution, pinned and device buffers, events, and the graphs captured on it.
+    """A non-blocking stream, an execution, device buffers, two staging buffers, and the graphs captured on it.
 
-    A slot belongs to one thread at a time, which fills :attr:`images`, launches, waits and collects; the ring sees to
-    that. Only :meth:`enqueue` may come from any thread at any time: it uses the execution and its scratch memory on a
-    stream of the caller, in an order that events keep on the device. The CUDA context must be current in every method.
+    Thread-safe: launches and :meth:`enqueue` may come from any thread; work on the same device buffers is kept in
+    order on the device, by the stream and by events. The CUDA context must be current in every method.
 
     Args:
         engine: makes the executions.
         max_batch: rows the buffers hold.
-        spin: let waiting threads spin (lowest latency, one busy core) instead of block.
+        spin: see :class:`~infer.cuda.staging.Staging`.
 
     Attributes:
-        images: pinned uint8 ``[max_batch, H, W, 3]``, the input of the next launch.
+        staging: two buffers for batches in host memory.
+        scratch_bytes: scratch memory to be given with :meth:`use_scratch`.
     """
 
     def __init__(self, engine: Engine, max_batch: int, *, spin: bool) -> None:
@@ -37,25 +38,20 @@ class Slot:
 
         self._cuda, self._engine, self._layout, self._max_batch = cuda, engine, engine.layout, max_batch
         self._lock = threading.Lock()  # the executions' bindings and the order of launches
-        self._graphs: dict[int, BatchGraph] = {}
-        self._foreign = False
-        self._pinned: list[PinnedBuffer] = []
+        self._graphs: dict[int, NetworkGraph] = {}
         self._device: list[Any] = []
+        self._last: Any = None  # event behind the last launch
+        self._foreign = False  # work of a caller's stream may use the execution
+        self.staging: list[Staging] = []
         try:
             self._stream: Any = cuda.Stream(driver.STREAM_NON_BLOCKING)
             self._handle: int = self._stream.handle
-            flags = cuda.event_flags.DISABLE_TIMING
-            self._event: Any = cuda.Event(flags if spin else flags | cuda.event_flags.BLOCKING_SYNC)
-            self._foreign_event: Any = cuda.Event(flags)
-            inputs, outputs = max_batch * self._layout.image_bytes, self._layout.place(max_batch).total
-            for size in (inputs, outputs):
+            self._foreign_event: Any = cuda.Event(cuda.event_flags.DISABLE_TIMING)
+            for size in (max_batch * self._layout.image_bytes, self._layout.place(max_batch).total):
                 self._device.append(cuda.mem_alloc(size))
-            for size in (inputs, outputs):
-                self._pinned.append(PinnedBuffer(size))
-            self._device_images, self._device_outputs = (int(memory) for memory in self._device)
-            self._host_outputs = self._pinned[1].array
-            self._flat_images = self._pinned[0].array
-            self.images: NDArray[np.uint8] = self._flat_images.reshape(max_batch, *self._layout.image)
+            self._images, self._outputs = (int(memory) for memory in self._device)
+            for _ in range(_QUEUED):
+                self.staging.append(Staging(self, self._layout, max_batch, spin=spin))
             self._execution = engine.make_execution()
             self.scratch_bytes = engine.scratch_bytes(self._execution, max_batch)
         except BaseException:
@@ -68,43 +64,50 @@ class Slot:
         if self.scratch_bytes:
             self._execution.use_scratch(pointer, self.scratch_bytes)
 
-    def launch(self, rows: int) -> None:
-        """Enqueue the first ``rows`` of :attr:`images`: copy in, network, copy out. Waits for nothing."""
-        with self._lock:
-            if self._foreign:
-                self._stream.wait_for_event(self._foreign_event)
-                self._foreign = False
-            if (graph := self._graphs.get(rows)) is not None:
-                graph.launch()
-            else:
-                self._enqueue_batch(self._execution, rows)
-            self._event.record(self._stream)
+    def launch(self, staging: Staging, rows: int, marks: tuple[Any, ...] = ()) -> None:
+        """Enqueue the first ``rows`` images of a staging buffer: copy in, network, copy out. Waits for nothing.
 
-    def _enqueue_batch(self, execution: Execution, rows: int, marks: tuple[Any, ...] = ()) -> None:
+        After an error the stream is idle: whatever part of the batch was enqueued has ended.
+
+        Args:
+            staging: one of :attr:`staging`.
+            rows: images.
+            marks: four pycuda events to record around the stages; no graph is used then.
+        """
         at, cuda, stream = self._layout.place(rows), self._cuda, self._stream
-        _record(marks, 0, stream)
-        cuda.memcpy_htod_async(self._device_images, self._flat_images[: rows * self._layout.image_bytes], stream)
-        _record(marks, 1, stream)
-        execution.bind_block(rows, self._device_images, self._device_outputs, at)
-        execution.enqueue(self._handle)
-        _record(marks, 2, stream)
-        cuda.memcpy_dtoh_async(self._host_outputs[: at.total], self._device_outputs, stream)
-        _record(marks, 3, stream)
-
-    def wait(self) -> None:
-        """Wait until the last launch is done; the GIL is free meanwhile."""
-        self._event.synchronize()
-
-    def collect(self, rows: int) -> Outputs:
-        """Copies of the outputs of the last launch, after :meth:`wait`."""
-        return self._layout.outputs(self._host_outputs[: self._layout.place(rows).total].copy(), rows)
+        with self._lock:
+            try:
+                if self._foreign:
+                    stream.wait_for_event(self._foreign_event)
+                    self._foreign = False
+                _record(marks, 0, stream)
+                cuda.memcpy_htod_async(self._images, staging.flat[: rows * self._layout.image_bytes], stream)
+                _record(marks, 1, stream)
+                graph = None if marks else self._graphs.get(rows)
+                if graph is not None:
+                    graph.launch()
+                else:
+                    self._execution.bind_block(rows, self._images, self._outputs, at)
+                    self._execution.enqueue(self._handle)
+                _record(marks, 2, stream)
+                cuda.memcpy_dtoh_async(staging.outputs[: at.total], self._outputs, stream)
+                _record(marks, 3, stream)
+                staging.done.record(stream)
+                self._last = staging.done
+            except BaseException:
+                self.settle()
+                raise
 
     def settle(self) -> None:
-        """Wait until the stream is idle, after a launch that failed half-way."""
-        self._stream.synchronize()
+        """Wait until the stream is idle; the stream of a broken context is."""
+        with contextlib.suppress(self._cuda.Error):
+            self._stream.synchronize()
 
     def enqueue(self, rows: int, images: int, outputs: tuple[int, int, int], stream: int, event: int) -> None:
         """Run on device memory of the caller, on the caller's stream; nothing is copied and the host never waits.
+
+        TensorRT synchronises the device when it is given a default stream. In place of such a one, the slot's own
+        stream is used, and events keep the two in order.
 
         Args:
             rows: images, at most ``max_batch``.
@@ -113,37 +116,43 @@ class Slot:
             stream: handle of a stream of the same context.
             event: handle of an event, recorded behind the work.
         """
+        default = stream <= _LAST_DEFAULT_STREAM
+        target = self._handle if default else stream
         with self._lock:
-            # The slot's own batch and the last one of a caller use the same execution and scratch memory.
-            driver.wait_event(stream, self._event.handle)
+            if default:
+                driver.record_event(event, stream)
+                driver.wait_event(target, event)
+            # The slot's own batches and the last one of a caller use the same execution and scratch memory.
+            if self._last is not None:
+                driver.wait_event(target, self._last.handle)
             if self._foreign:
-                driver.wait_event(stream, self._foreign_event.handle)
+                driver.wait_event(target, self._foreign_event.handle)
             try:
                 self._execution.bind(rows, images, *outputs)
-                self._execution.enqueue(stream)
+                self._execution.enqueue(target)
             finally:
                 # Also after an error, for part of the work may be in the stream.
                 self._foreign = True
-                driver.record_event(self._foreign_event.handle, stream)
-            driver.record_event(event, stream)
+                driver.record_event(self._foreign_event.handle, target)
+            driver.record_event(event, target)
+            if default:
+                driver.wait_event(stream, event)
 
     def warm_up(self, rows: int) -> None:
         """Run ``rows`` images once and wait; the first run of a shape is slow and cannot be captured."""
-        self.launch(rows)
-        self.wait()
+        staging = self.staging[0]
+        self.launch(staging, rows)
+        staging.wait()
 
     def capture(self, rows: int) -> str | None:
         """Capture a graph for batches of ``rows``; None, or why there is none: such batches then run without."""
-        execution = None
+        execution: Execution | None = None
         try:
             execution = self._engine.make_execution()
-            size = self._engine.scratch_bytes(execution, self._max_batch)
-            if size:
+            if size := self._engine.scratch_bytes(execution, self._max_batch):
                 execution.use_scratch(self._scratch, size)
-            self._enqueue_batch(execution, rows)
-            self.settle()
-            bound = execution
-            self._graphs[rows] = BatchGraph(execution, self._handle, lambda: self._enqueue_batch(bound, rows))
+            execution.bind_block(rows, self._images, self._outputs, self._layout.place(rows))
+            self._graphs[rows] = NetworkGraph(execution, self._handle, self.settle)
         except (IResNetError, self._cuda.Error) as error:
             self.settle()
             if execution is not None:
@@ -151,18 +160,15 @@ class Slot:
             return f"no CUDA graph for batches of {rows}: {error}"
         return None
 
-    def profile(self, rows: int) -> tuple[float, float, float]:
-        """Run the first ``rows`` of :attr:`images` without a graph; ms of copy in, network and copy out."""
+    def profile(self, staging: Staging, rows: int) -> tuple[float, float, float, float]:
+        """Run one batch without a graph and wait; ms of copy in, network, copy out, and of the host to enqueue it."""
         marks = tuple(self._cuda.Event() for _ in range(4))
-        with self._lock:
-            if self._foreign:
-                self._stream.wait_for_event(self._foreign_event)
-                self._foreign = False
-            self._enqueue_batch(self._execution, rows, marks)
-            self._event.record(self._stream)
-        self.wait()
-        h2d, compute, d2h = (marks[n + 1].time_since(marks[n]) for n in range(3))
-        return h2d, compute, d2h
+        start = time.perf_counter()
+        self.launch(staging, rows, marks)
+        enqueue = 1e3 * (time.perf_counter() - start)
+        staging.wait()
+        h2d, compute, d2h = (float(marks[n + 1].time_since(marks[n])) for n in range(3))
+        return h2d, compute, d2h, enqueue
 
     def settle_foreign(self) -> None:
         """Wait until the work of :meth:`enqueue` is done."""
@@ -179,26 +185,27 @@ class Slot:
         Returns:
             False when the caller still holds a view of the pinned memory, which then stays.
         """
+        if hasattr(self, "_stream"):
+            self.settle()  # after an error, part of a batch may still be under way
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
         if hasattr(self, "_execution"):
             self._execution.close()
-        for name in ("images", "_flat_images", "_host_outputs"):
-            self.__dict__.pop(name, None)
-        if broken:
-            return True
-        freed = [buffer.free() for buffer in self._pinned]
-        for memory in self._device:
-            memory.free()
-        self.forget()
+        freed = [staging.close(broken=broken) for staging in self.staging]
+        if not broken:
+            for memory in self._device:
+                memory.free()
+            self.forget()
         return all(freed)
 
     def forget(self) -> None:
         """Drop what pycuda owns."""
-        self._pinned.clear()
+        for staging in self.staging:
+            staging.forget()
+        self.staging.clear()
         self._device.clear()
-        for name in ("_event", "_foreign_event", "_stream"):
+        for name in ("_last", "_foreign_event", "_stream"):
             self.__dict__.pop(name, None)
 
 

@@ -217,7 +217,8 @@ def test_nothing_is_left_behind_when_the_reader_fails(tmp_path, monkeypatch):
 
 
 ENDLESS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
 sys.path[:0] = sys.argv[1:3]
 from small_graphs import TENSORS, pictures, residual_graph
 from calibration.collect import collect
@@ -233,11 +234,14 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-c", ENDLESS, str(root), str(Path(__file__).parent)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout.readline() == "running\n"
-        assert list(tmp_path.glob("calibration-*"))  # ONNX Runtime drops a file of its own there, too
-        start = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        _, error = child.communicate(timeout=30)
+        try:
+            assert child.stdout.readline() == "running\n"
+            assert list(tmp_path.glob("calibration-*"))  # ONNX Runtime drops a file of its own there, too
+            start = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, error = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert time.monotonic() - start < 10
     assert child.returncode != 0 and "KeyboardInterrupt" in error
     assert not list(tmp_path.glob("calibration-*"))
@@ -255,4 +259,5 @@ def test_memory_does_not_grow_with_the_images():
         return top
 
     peak(2)
-    assert peak(80) < 1.1 * peak(8) + 80 * 200
+    # One image's activations are 60 kB.
+    assert peak(80) < peak(8) + 150_000

@@ -4,7 +4,8 @@
     python tests/cuda_emulator/build.py --emulator # only libcuda.so.1
 
 pycuda has no wheel for any platform. Compiled once, the wheel is kept in ``.cache/pycuda`` (or the folder named
-by ``IRESNET_CACHE``) under the versions of Python and pycuda. An installed pycuda is left alone, whoever built it.
+by ``CUDA_EMULATOR_CACHE``) under the versions of Python and pycuda. An installed pycuda is left
+alone, whoever built it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PYCUDA = "2026.1"
 # The headers of CUDA and nothing else; pycuda 2026.1 compiles against CUDA 13.
 HEADERS = ("nvidia-cuda-runtime==13.0.*", "nvidia-cuda-profiler-api==13.0.*")
 HERE = Path(__file__).resolve().parent
-CACHE = Path(os.environ.get("IRESNET_CACHE") or HERE.parents[1] / ".cache")
+CACHE = Path(os.environ.get("CUDA_EMULATOR_CACHE") or HERE.parents[1] / ".cache")
 
 
 def say(text: str) -> None:
@@ -94,7 +95,10 @@ def pycuda_wheel(emulator: Path) -> Path:
         flags = "-O1 -g0 -w"
         environment = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags}
         # Not from pip's own cache: a wheel found there may have been linked against something else.
-        run([*pip, "wheel", "--no-cache-dir", "--no-deps", "-w", str(wheels), f"-C{option}", f"pycuda=={PYCUDA}"], env=environment)
+        run(
+            [*pip, "wheel", "--no-cache-dir", "--no-deps", "-w", str(wheels), f"-C{option}", f"pycuda=={PYCUDA}"],
+            env=environment,
+        )
         if not folder.exists():
             wheels.replace(folder)
     return next(folder.glob("pycuda-*.whl"))

@@ -142,7 +142,9 @@ class Emulator:
         """How many devices there are."""
         self.lib.emu_set_device_count(count)
 
-    def fail(self, name: str, *, skip: int = 0, count: int = 1, code: int = LAUNCH_FAILED, sticky: bool = False) -> None:
+    def fail(
+        self, name: str, *, skip: int = 0, count: int = 1, code: int = LAUNCH_FAILED, sticky: bool = False
+    ) -> None:
         """Let ``count`` calls of a driver function fail after ``skip`` good ones (-1: all)."""
         self.lib.emu_fail(name.encode(), skip, count, code, int(sticky))
 

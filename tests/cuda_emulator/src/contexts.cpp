@@ -35,6 +35,8 @@ void destroy_context(Lock& lk, std::shared_ptr<Context> c) {
   }
   for (auto it = S.events.begin(); it != S.events.end();)
     it = it->second->ctx == c ? S.events.erase(it) : std::next(it);
+  for (auto* table : {&S.graphs, &S.execs})
+    for (auto it = table->begin(); it != table->end();) it = it->second->ctx == c ? table->erase(it) : std::next(it);
   for (auto it = S.allocations.begin(); it != S.allocations.end();) {
     auto here = it++;
     if (here->second.ctx == c) free_allocation(here);
@@ -160,11 +162,11 @@ EMU_API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice d) {
   if (bad_device(d)) return CUDA_ERROR_INVALID_DEVICE;
   Lock lk(g().mu);
   auto it = g().primaries.find(d);
-  if (it == g().primaries.end() || it->second->dead || it->second->retained == 0) {
+  if (it == g().primaries.end() || it->second->retained == 0) {
     hazard("primary context released more often than retained");
     return CUDA_ERROR_INVALID_CONTEXT;
   }
-  if (--it->second->retained == 0) destroy_context(lk, it->second);
+  if (--it->second->retained == 0 && !it->second->dead) destroy_context(lk, it->second);
   return CUDA_SUCCESS;
 }
 

@@ -21,7 +21,8 @@ CUresult device_side(Side* s, CUdeviceptr p, size_t offset, size_t span, size_t 
   s->address = p + offset;
   s->pitch = pitch;
   s->bytes = device_bytes(s->address, span, &s->keep);
-  if (!s->bytes && is_pinned(reinterpret_cast<void*>(s->address), span)) s->bytes = reinterpret_cast<uint8_t*>(s->address);
+  if (!s->bytes && is_pinned(reinterpret_cast<void*>(s->address), span, &s->keep))
+    s->bytes = reinterpret_cast<uint8_t*>(s->address);
   return s->bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -68,13 +69,13 @@ CUresult copy_line(Kind kind, CUdeviceptr dst_d, void* dst_h, CUdeviceptr src_d,
   bool pageable = false;
   if (dst_h) {
     host_side(&dst, dst_h, 0, n);
-    pageable = !is_pinned(dst_h, n);
+    pageable = !is_pinned(dst_h, n, &dst.keep);
   } else if (CUresult r = device_side(&dst, dst_d, 0, n, n)) {
     return r;
   }
   if (src_h) {
     host_side(&src, src_h, 0, n);
-    pageable = pageable || !is_pinned(src_h, n);
+    pageable = !is_pinned(src_h, n, &src.keep) || pageable;
   } else if (CUresult r = device_side(&src, src_d, 0, n, n)) {
     return r;
   }
@@ -94,7 +95,7 @@ CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool sync) {
     if (CUresult r = device_side(&src, c->srcDevice, so, span_of(sp, w, h), sp)) return r;
   } else if (c->srcMemoryType == MEMORY_HOST) {
     host_side(&src, c->srcHost, so, sp);
-    pageable = !is_pinned(src.bytes, span_of(sp, w, h));
+    pageable = !is_pinned(src.bytes, span_of(sp, w, h), &src.keep);
   } else {
     return CUDA_ERROR_NOT_SUPPORTED;
   }
@@ -102,7 +103,7 @@ CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool sync) {
     if (CUresult r = device_side(&dst, c->dstDevice, dof, span_of(dp, w, h), dp)) return r;
   } else if (c->dstMemoryType == MEMORY_HOST) {
     host_side(&dst, c->dstHost, dof, dp);
-    pageable = pageable || !is_pinned(dst.bytes, span_of(dp, w, h));
+    pageable = !is_pinned(dst.bytes, span_of(dp, w, h), &dst.keep) || pageable;
   } else {
     return CUDA_ERROR_NOT_SUPPORTED;
   }

@@ -104,6 +104,7 @@ struct Event {
 
 struct Graph {
   uint64_t id;
+  std::shared_ptr<Context> ctx;
   std::vector<std::shared_ptr<Work>> works;
 };
 
@@ -128,6 +129,7 @@ struct Pinned {
   unsigned flags;
   bool registered;
   std::shared_ptr<Context> ctx;
+  std::shared_ptr<uint8_t[]> store;  // null for registered memory
 };
 
 struct Api {
@@ -211,7 +213,7 @@ CUresult submit(Lock& lk, Stream& s, std::shared_ptr<Work> w, bool block);
 
 // memory.cpp
 uint8_t* device_bytes(uint64_t address, size_t size, std::shared_ptr<uint8_t[]>* keep);
-bool is_pinned(const void* p, size_t size);
+bool is_pinned(const void* p, size_t size, std::shared_ptr<uint8_t[]>* keep = nullptr);
 void free_allocation(std::map<uint64_t, Allocation>::iterator it);
 void free_pinned(std::map<uint64_t, Pinned>::iterator it);
 void destroy_context(Lock& lk, std::shared_ptr<Context> c);

@@ -62,7 +62,7 @@ static void run(Lock& lk, Stream& s, const std::shared_ptr<Op>& op) {
   op->start = op->finish = ready;
   int code = 0;
   bool sticky = false;
-  if (injected(api_locked(kind_api[w.kind]), &code, &sticky)) op->ctx->sticky = code;
+  const bool fails = injected(api_locked(kind_api[w.kind]), &code, &sticky);
   if (w.kernel && !op->ctx->sticky && !addresses_valid(w)) {
     op->ctx->sticky = CUDA_ERROR_ILLEGAL_ADDRESS;
     hazard("kernel " + w.label + " used memory that is not allocated");
@@ -77,9 +77,10 @@ static void run(Lock& lk, Stream& s, const std::shared_ptr<Op>& op) {
     lk.unlock();
     int64_t real = timed(w.begin, w.kind);
     if (duration > 0 && op->start + duration > now_ns()) sleep_until(op->start + duration);
-    real += timed(w.end, w.kind);
+    real += timed(fails ? w.skipped : w.end, w.kind);
     op->finish = op->start + std::max(duration, real);
     lk.lock();
+    if (fails && !op->ctx->sticky) op->ctx->sticky = code;
   }
   if (e) {
     e->free_at[lane] = op->finish;

@@ -58,7 +58,7 @@ EMU_API CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
   if (c->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   static uint64_t next = 1;
   *out = new_handle();
-  g().graphs[*out] = std::make_shared<Graph>(Graph{next++, c->works});
+  g().graphs[*out] = std::make_shared<Graph>(Graph{next++, s->ctx, c->works});
   return CUDA_SUCCESS;
 }
 

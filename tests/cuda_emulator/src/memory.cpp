@@ -31,12 +31,14 @@ uint8_t* device_bytes(uint64_t address, size_t size, std::shared_ptr<uint8_t[]>*
   return it->second.host + (address - it->second.base);
 }
 
-bool is_pinned(const void* p, size_t size) {
+bool is_pinned(const void* p, size_t size, std::shared_ptr<uint8_t[]>* keep) {
   const uint64_t a = reinterpret_cast<uint64_t>(p);
   auto it = g().pinned.upper_bound(a);
   if (it == g().pinned.begin()) return false;
   --it;
-  return a < it->second.base + it->second.size && size <= it->second.base + it->second.size - a;
+  if (a >= it->second.base + it->second.size || size > it->second.base + it->second.size - a) return false;
+  if (keep) *keep = it->second.store;
+  return true;
 }
 
 static void check_not_in_use(uint64_t base, size_t size, const char* what) {
@@ -58,9 +60,7 @@ void free_pinned(std::map<uint64_t, Pinned>::iterator it) {
   Pinned p = it->second;
   check_not_in_use(p.base, p.size, "pinned memory");
   g().pinned.erase(it);
-  if (p.registered) return;
-  std::memset(reinterpret_cast<void*>(p.base), 0xDD, p.size);
-  std::free(reinterpret_cast<void*>(p.base));
+  if (!p.registered) std::memset(p.store.get(), 0xDD, p.size);
 }
 
 static CUresult allocate(CUdeviceptr* out, size_t size, bool managed) {
@@ -139,10 +139,13 @@ EMU_API CUresult cuMemHostAlloc(void** p, size_t size, unsigned flags) {
   if (size == 0 || flags > 7) return CUDA_ERROR_INVALID_VALUE;
   Lock lk(g().mu);
   if (CUresult r = unsafe_in_capture()) return r;
-  *p = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-  if (!*p) return CUDA_ERROR_OUT_OF_MEMORY;
-  std::memset(*p, POISON, size);
-  g().pinned[reinterpret_cast<uint64_t>(*p)] = Pinned{reinterpret_cast<uint64_t>(*p), size, flags, false, current()};
+  auto* bytes = static_cast<uint8_t*>(std::aligned_alloc(4096, (size + 4095) / 4096 * 4096));
+  if (!bytes) return CUDA_ERROR_OUT_OF_MEMORY;
+  std::memset(bytes, POISON, size);
+  *p = bytes;
+  const uint64_t base = reinterpret_cast<uint64_t>(bytes);
+  // Operations under way keep it, so that freeing it too early is a hazard and no crash of the test.
+  g().pinned[base] = Pinned{base, size, flags, false, current(), std::shared_ptr<uint8_t[]>(bytes, std::free)};
   return CUDA_SUCCESS;
 }
 
@@ -163,7 +166,7 @@ EMU_API CUresult cuMemHostRegister_v2(void* p, size_t size, unsigned flags) {
   Lock lk(g().mu);
   const uint64_t base = reinterpret_cast<uint64_t>(p);
   if (g().pinned.count(base)) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
-  g().pinned[base] = Pinned{base, size, flags, true, current()};
+  g().pinned[base] = Pinned{base, size, flags, true, current(), nullptr};
   return CUDA_SUCCESS;
 }
 

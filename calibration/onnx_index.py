@@ -60,7 +60,7 @@ class Index:
 
     def set_constant(self, name: str, value: NDArray[Any]) -> str:
         """Add or replace the initializer ``name``."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         for old in self.graph.initializer:
             if old.name == name:
                 old.CopyFrom(tensor)

@@ -1,0 +1,121 @@
+"""Which activation tensors an int8 graph quantises, and how many steps each of them has.
+
+Quantised are the inputs of every convolution and of the classifier, and the shortcut input of every residual
+addition: that is what lets TensorRT join the addition to the int8 convolution before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from calibration.onnx_index import Index, attribute
+
+#: Steps of a tensor that is never negative and may be moved down to use the negative integers too.
+SHIFTED_STEPS = 255
+RESIDUALS = ("identity", "none", "both")
+_LAYERS = ("Conv", "Gemm")
+_THROUGH = ("MaxPool", "GlobalAveragePool", "Flatten")
+
+
+@dataclass(frozen=True)
+class ShiftGroup:
+    """A ReLU whose result may be moved, and the quantised tensors that follow from it.
+
+    Attributes:
+        relu: name of the node.
+        tensors: tensors that are quantised, all with the scale of the first.
+    """
+
+    relu: str
+    tensors: tuple[str, ...]
+
+
+def quantisable_nodes(index: Index) -> list[onnx.NodeProto]:
+    """Conv and Gemm nodes with constant weights, in graph order."""
+    return [n for n in index.graph.node if n.op_type in _LAYERS and n.input[1] in index.constants]
+
+
+def residual_inputs(index: Index) -> dict[str, tuple[str, str]]:
+    """Residual additions: node name to ``(shortcut input, branch input)``.
+
+    The branch is the input with more convolutions behind it.
+    """
+    depth: dict[str, int] = {}
+    found = {}
+    for node in index.graph.node:
+        below = max((depth.get(name, 0) for name in node.input), default=0)
+        depth.update(dict.fromkeys(node.output, below + (node.op_type == "Conv")))
+        if node.op_type == "Add" and not any(name in index.constants for name in node.input):
+            shortcut, branch = sorted(node.input, key=lambda name: depth.get(name, 0))
+            found[node.name] = (shortcut, branch)
+    return found
+
+
+def residual_choice(shortcut: str, branch: str, residual: str) -> list[str]:
+    """The inputs of an addition that are quantised: ``identity`` (the shortcut), ``none`` or ``both``."""
+    return {"identity": [shortcut], "none": [], "both": [shortcut, branch]}[residual]
+
+
+def activation_tensors(model: onnx.ModelProto, residual: str = "identity") -> list[str]:
+    """Names of the activation tensors that need a range, in graph order."""
+    index = Index(model)
+    wanted = [node.input[0] for node in quantisable_nodes(index)]
+    for shortcut, branch in residual_inputs(index).values():
+        wanted += residual_choice(shortcut, branch, residual)
+    order = {name: at for at, node in enumerate(model.graph.node) for name in node.output}
+    return sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1))
+
+
+def activation_steps(model: onnx.ModelProto) -> dict[str, int]:
+    """Steps from 0 to amax of the tensors that have more than symmetric int8's 127."""
+    index = Index(model)
+    groups = shift_groups(index, {node.name for node in quantisable_nodes(index)})
+    return {tensor: SHIFTED_STEPS for group in groups for tensor in group.tensors}
+
+
+def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
+    """The ReLUs whose every reader, through pools, is an unpadded quantised layer.
+
+    Args:
+        index: the float graph.
+        quantised: names of the Conv and Gemm nodes that are quantised.
+    """
+    return list(_shift_groups(index, quantised))
+
+
+def _shift_groups(index: Index, quantised: Collection[str]) -> Iterator[ShiftGroup]:
+    for node in index.graph.node:
+        if node.op_type == "Relu" and node.output[0] not in index.outputs:
+            tensors = _followers(index, node.output[0], quantised)
+            if tensors:
+                yield ShiftGroup(node.name, tuple(tensors))
+
+
+def _followers(index: Index, tensor: str, quantised: Collection[str]) -> list[str] | None:
+    """Tensors to quantise behind ``tensor``; None when a reader cannot take a moved value.
+
+    An average has another range than what is averaged, so nothing may share a scale with it.
+    """
+    found: list[str] = []
+    direct = False
+    readers = index.consumers.get(tensor, [])
+    for reader in readers:
+        if reader.op_type in _THROUGH and reader.output[0] not in index.outputs:
+            below = _followers(index, reader.output[0], quantised)
+            if below is None or (reader.op_type == "GlobalAveragePool" and len(readers) > 1):
+                return None
+            found += below
+        elif reader.name in quantised and reader.input[0] == tensor and _is_unpadded(reader):
+            direct = True
+        else:
+            return None
+    return [tensor, *found] if direct else found
+
+
+def _is_unpadded(node: onnx.NodeProto) -> bool:
+    if node.op_type == "Gemm":
+        return True
+    return not any(attribute(node, "pads", [])) and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")

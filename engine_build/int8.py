@@ -1,0 +1,180 @@
+"""INT8 of a prepared graph: find or make the calibration cache, then write Q/DQ pairs into the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+
+from calibration.cache import CalibrationCache, Coverage, check_matches, read_cache, write_cache
+from calibration.run import Request, calibrate, graph_sha256
+from calibration.tensors import activation_tensors
+from calibration.thresholds import SYMMETRIC_STEPS
+from engine_build.quantise import Placement, Quantised, insert_qdq
+from engine_build.zoo import Model, find_model
+from infer.errors import InputError
+from infer.preprocess import Preprocessing
+from infer.progress import progress
+
+SHIPPED = "iresnet50_fashion"
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Where the activation ranges come from, and how the graph is quantised.
+
+    Attributes:
+        cache: calibration cache to use and no other.
+        accept_cache: take a cache of another graph or unknown origin.
+        calibration: images and method; ``data`` empty: found by the rules of :func:`find_cache`.
+        placement: where activations are quantised.
+        exclude: layers to keep in floating point.
+    """
+
+    cache: Path | None = None
+    accept_cache: bool = False
+    calibration: Request = field(default_factory=lambda: Request(()))
+    placement: Placement = field(default_factory=Placement)
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Int8Graph:
+    """A quantised float32 graph and what is known about it."""
+
+    graph: onnx.ModelProto
+    quantised: Quantised
+    cache: CalibrationCache
+    coverage: Coverage
+    notes: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        origin = self.cache.provenance
+        provenance = {} if origin is None else {
+            "method": origin.method, "parameters": origin.parameters, "images": origin.images,
+            "data_sha256": origin.data_sha256, "graph_sha256": origin.graph_sha256, "created": origin.created,
+        }  # fmt: skip
+        return {
+            **provenance,
+            "tensors": len(self.coverage.covered),
+            "tensors_missing": self.coverage.missing,
+            "int8_nodes": list(self.quantised.nodes),
+            "int8_additions": list(self.quantised.additions),
+            "shifted_tensors": len(self.quantised.shifted),
+            "float_nodes": dict(self.quantised.skipped),
+        }
+
+
+def quantise(
+    graph: onnx.ModelProto,
+    spec: Preprocessing,
+    options: Int8Options,
+    *,
+    row: Model | None,
+    trained: bool,
+    default_cache: Path,
+    tool: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> Int8Graph:
+    """Find or make the cache of a prepared float32 graph and quantise it.
+
+    Args:
+        graph: from :func:`engine_build.graph.prepare`.
+        spec: its pre-processing.
+        options: see :class:`Int8Options`.
+        row: the model, None for a user's own graph.
+        trained: whether its weights are.
+        default_cache: where a cache is looked for, and where a new one is written.
+        tool: name and version for the provenance.
+        say: called with one line for people.
+
+    Raises:
+        InputError: no images to calibrate with, or a cache that does not match.
+    """
+    cache, notes = find_cache(
+        graph, spec, options, row=row, trained=trained, default_cache=default_cache, tool=tool, say=say
+    )
+    tensors = activation_tensors(graph, options.placement.residual)
+    fit = check_matches(cache, graph_sha256(graph), tensors, accept=options.accept_cache)
+    if fit.missing:
+        notes.append(f"the calibration cache does not cover every tensor: {fit}; what reads them stays float")
+    quantised_graph, quantised = insert_qdq(graph, cache.amax(), options.placement, options.exclude)
+    return Int8Graph(quantised_graph, quantised, cache, fit, tuple(notes))
+
+
+def find_cache(
+    graph: onnx.ModelProto,
+    spec: Preprocessing,
+    options: Int8Options,
+    *,
+    row: Model | None,
+    trained: bool,
+    default_cache: Path,
+    tool: str,
+    say: Callable[[str], None],
+) -> tuple[CalibrationCache, list[str]]:
+    """The calibration cache, by the first rule that applies, and notes for the user.
+
+    The cache that was asked for; images that were asked for; the cache of this same graph at ``default_cache``; the
+    calibration images shipped with the model; for random weights the shipped images of another model.
+
+    Raises:
+        InputError: none applies; says what to pass.
+    """
+    request = options.calibration
+    if options.cache is not None:
+        return read_cache(options.cache), []
+    if not request.data and default_cache.is_file():
+        known = with_method(read_cache(default_cache), graph_sha256(graph), request)
+        if known is not None and known.provenance is not None:
+            say(f"calibration: {default_cache} ({request.method}, {known.provenance.images} images)")
+            return known, []
+        say(f"calibration: {default_cache} is of another graph or method, calibrating again")
+    notes: list[str] = []
+    if not request.data:
+        if row is not None and row.shipped is not None:
+            request = replace(request, data=(str(row.shipped / "calibration.tar.gz"),))
+        elif not trained:
+            shipped = find_model(SHIPPED).shipped
+            request = replace(request, data=(str(shipped / "calibration.tar.gz"),), images=min(request.images, 64))
+            notes.append(
+                "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks only"
+            )
+        else:
+            raise InputError(
+                "int8 needs calibration images of the kind the model was trained on: pass DATA=folder or tar "
+                "(--data), or CACHE=file (--cache). 500 images are enough"
+            )
+    return _calibrate(graph, spec, request, default_cache, tool, say), notes
+
+
+def with_method(cache: CalibrationCache, graph: str, request: Request) -> CalibrationCache | None:
+    """``cache`` with the scales of the requested method, which the same pass found; None if it is not of ``graph``."""
+    origin = cache.provenance
+    if origin is None or origin.graph_sha256 != graph:
+        return None
+    if (origin.method, origin.parameters) == (request.method, request.parameters):
+        return cache
+    if request.parameters or request.method not in origin.amax:
+        return None
+    amax = origin.amax[request.method]
+    scales = {name: np.float32(amax.get(name, 0.0) / SYMMETRIC_STEPS) for name in cache.scales}
+    return CalibrationCache(scales, provenance=msgspec.structs.replace(origin, method=request.method, parameters={}))
+
+
+def _calibrate(
+    graph: onnx.ModelProto, spec: Preprocessing, request: Request, target: Path, tool: str, say: Callable[[str], None]
+) -> CalibrationCache:
+    with progress("calibrate", request.images) as advance:
+        result = calibrate(graph, spec, request, tool=tool, progress=lambda done: advance(1))
+    for line in (*result.failures, *result.statistics.warnings):
+        say(f"calibration: {line}")
+    write_cache(target, result.cache)
+    say(f"calibration: {result.statistics.images} images, method {request.method}, written to {target}")
+    return read_cache(target)

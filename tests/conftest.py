@@ -1,0 +1,137 @@
+"""Bundles shared by the whole run. They are built once, also when several xdist workers want them at once.
+
+Imports are inside the fixtures, so that a test of one small module does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHIPPED = "iresnet50_fashion"
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """One folder for all workers of this run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cached_weights(tmp_path_factory):
+    """Checkpoints in the user's cache must not decide what tests see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IRESNET_CACHE", str(tmp_path_factory.mktemp("no_weights")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def build_once(shared_folder) -> Callable[..., Path]:
+    """``build_once(name, **options)``: the bundle ``name``, built by the first worker that asks for it."""
+
+    def get(name: str, **options) -> Path:
+        from engine_build.build import BuildOptions, build
+
+        folder = shared_folder / name
+        with (shared_folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                build(BuildOptions(output=folder, targets=("openvino",), offline=True, **options))
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def shipped(build_once) -> Callable[[str], Path]:
+    """``shipped(precision)``: the trained model for OpenVINO. Read-only; take ``own`` to change one."""
+    return lambda precision: build_once(f"{SHIPPED}-{precision}", model=SHIPPED, precision=precision)
+
+
+@pytest.fixture(scope="session")
+def narrow_row():
+    """A small network that can be asked for by name: 32 x 32 inputs, ten classes, nothing to download."""
+    from small_models import narrow
+
+    from engine_build import zoo
+
+    row = narrow("iresnet18")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, row.name, row)
+        yield row
+
+
+@pytest.fixture(scope="session")
+def untrained(build_once, narrow_row, shared_folder) -> Path:
+    """The bundle of ``narrow_row`` with random weights, fp32. Read-only."""
+    import onnx
+
+    from engine_build import export
+
+    def keep_raw(*args, original=export.export_torch):
+        graph, reference = original(*args)
+        onnx.save(graph, shared_folder / "raw.onnx")
+        return graph, reference
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_torch", keep_raw)
+        return build_once(f"{narrow_row.name}-fp32", model=narrow_row.name, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def exported(untrained, narrow_row, shared_folder):
+    """The network of ``untrained``, and the file with its graph as the exporter gave it, before every pass."""
+    from engine_build.weights import random_weights
+
+    return random_weights(narrow_row).model, shared_folder / "raw.onnx"
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory) -> Path:
+    """A classifier with one convolution, as a user would bring it."""
+    import onnx
+    from small_models import classifier
+
+    path = tmp_path_factory.mktemp("user") / "tiny.onnx"
+    onnx.save(classifier(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(build_once, tiny_onnx) -> Path:
+    """The bundle of ``tiny_onnx``, fp32: 32 x 32 inputs, ten classes, opened in no time. Read-only."""
+    from small_models import SPEC
+
+    return build_once("tiny-fp32", model="tiny", onnx=tiny_onnx, precision="fp32", preprocessing=SPEC)
+
+
+@pytest.fixture
+def own(tmp_path) -> Callable[[Path], Path]:
+    """``own(bundle)``: a copy that a test may damage."""
+
+    def copy(bundle: Path) -> Path:
+        return Path(shutil.copytree(bundle, tmp_path / "own" / bundle.name))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def shipped_images() -> tuple[np.ndarray, np.ndarray]:
+    """2,000 of the shipped test images, class-balanced: uint8 ``[2000, 64, 64, 3]`` and their classes."""
+    from engine_build.zoo import MODELS
+    from infer.datasets import open_dataset
+
+    row = MODELS[SHIPPED]
+    labels = (row.shipped / "labels.txt").read_text().splitlines()
+    dataset = open_dataset([row.shipped / "test.tar.gz"], labels, limit=2000)
+    batches = list(dataset.batches(row.preprocessing, 100, strict=True))
+    return np.concatenate([b.images for b, _ in batches]), np.concatenate([t for _, t in batches])

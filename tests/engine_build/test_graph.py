@@ -1,0 +1,420 @@
+"""The ONNX passes: what each does, that results stay, and that a broken one is caught and named."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+from small_models import CLASSES, SIDE, SPEC, bn_constants, bn_inputs, classifier, graph, pictures
+
+from calibration.onnx_index import Index, attribute
+from engine_build import graph as passes
+from engine_build import zoo
+from engine_build.iresnet import IResNet
+from engine_build.reference import graph_logits
+from infer.errors import GraphError
+
+X = np.random.default_rng(1).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def run(model, feed=X, outputs=None):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(outputs, {session.get_inputs()[0].name: feed})
+
+
+def ops(model):
+    return Index(model).op_counts()
+
+
+@pytest.fixture(scope="module")
+def prepared(exported, untrained):
+    """A network and its deployed graph."""
+    return exported[0], onnx.load(untrained / "model.onnx")
+
+
+# --- the whole chain -------------------------------------------------------------------------------------------------
+
+
+def test_results_equal_pytorch_for_uint8_images(prepared):
+    network, model = prepared
+    images = pictures(5)
+    normalised = (images.astype(np.float64) / 255 - SPEC.mean) / SPEC.std
+    with torch.no_grad():
+        expected = network(torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32)).double()
+    logits, scores, classes = run(model, images, ["logits", "scores", "classes"])
+    np.testing.assert_allclose(logits, expected, atol=1e-3 * expected.abs().max())
+    order = np.argsort(-logits, axis=1)[:, :5]
+    assert np.array_equal(classes, order)
+    assert classes.dtype == np.int32
+    np.testing.assert_allclose(scores, np.take_along_axis(expected.softmax(1).numpy(), order, 1), atol=1e-4)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_the_signature(prepared):
+    _, model = prepared
+    kinds = {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert kinds == {
+        "images": (TensorProto.UINT8, ["batch", SIDE, SIDE, 3]),
+        "logits": (TensorProto.FLOAT, ["batch", CLASSES]),
+        "scores": (TensorProto.FLOAT, ["batch", 5]),
+        "classes": (TensorProto.INT32, ["batch", 5]),
+    }
+    assert next(entry.version for entry in model.opset_import if not entry.domain) >= 17
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_batch_is_dynamic(prepared, batch):
+    logits, _, _ = run(prepared[1], pictures(7)[:batch])
+    np.testing.assert_allclose(logits, run(prepared[1], pictures(7))[0][:batch], atol=1e-4)
+
+
+def test_names_are_unique_and_tell_the_module(prepared):
+    _, model = prepared
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    tensors = [name for node in model.graph.node for name in node.output]
+    assert len(set(tensors)) == len(tensors)
+    convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
+    modules = {name for name, module in prepared[0].named_modules() if isinstance(module, torch.nn.Conv2d)}
+    assert convolutions == modules
+    assert [node.name for node in model.graph.node if node.op_type == "Gemm"] == ["fc"]
+    assert "layer4.1.bn2" in names
+    known = ("logits", "scores", "classes", "normalised", "top_k_indices")
+    assert all(name in known or "_output" in name for name in tensors)
+
+
+def test_no_path_of_this_machine_stays(exported, prepared):
+    traces = (b"site-packages", b".py", str(passes.__file__).rsplit("/", 2)[0].encode())
+    raw = exported[1].read_bytes()
+    assert any(trace in raw for trace in traces)  # what the exporter leaves behind
+    clean = prepared[1].SerializeToString()
+    assert not any(trace in clean for trace in traces)
+
+
+DEEP = [("iresnet50", 12, 16), ("iresnet101", 29, 33), ("iresnet152", 46, 50), ("iresnet200", 62, 66)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "norms", "additions"), DEEP)
+def test_norms_that_remain_in_deep_networks(name, norms, additions):
+    torch.manual_seed(0)
+    network = IResNet(zoo.MODELS[name].arch, CLASSES, 1 / 16).eval()
+    buffer = io.BytesIO()  # torch's older exporter is quick, folds nothing when told so, and names as users' files do
+    torch.onnx.export(
+        network, (torch.zeros(1, 3, SIDE, SIDE),), buffer, dynamo=False, opset_version=17,
+        training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
+    )  # fmt: skip
+    model = onnx.load_model_from_string(buffer.getvalue())
+    every = ops(model)["BatchNormalization"]
+    passes.canonicalise(model)
+    assert passes.fold_batch_norms(model) == every - norms
+    counts = ops(model)
+    assert (counts["BatchNormalization"], counts["Add"]) == (norms, additions)
+    assert counts["Conv"] == additions * 3 + 5  # three a block, four projections, the stem
+    index = Index(model)
+    left = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    assert {index.producer[norm.input[0]].op_type for norm in left} == {"Add"}
+
+
+def test_the_shipped_graph_has_the_same_form(shipped):
+    counts = ops(onnx.load(shipped("fp32") / "model.onnx"))
+    assert (counts["BatchNormalization"], counts["Add"], counts["Conv"]) == (12, 16, 53)
+
+
+# --- one broken pass -------------------------------------------------------------------------------------------------
+
+PASSES = ["canonicalise", "fold_batch_norms", "simplify_batch_norms", "add_uint8_input", "add_classification_head"]
+
+
+def prepare_tiny():
+    model = classifier()
+    passes.prepare(model, SPEC, CLASSES, graph_logits(classifier(), SPEC))
+    return model
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("spoil", ["weight", "graph", "rows"])
+def test_a_broken_pass_is_named(monkeypatch, name, spoil):
+    original = getattr(passes, name)
+
+    def broken(model, *args):
+        result = original(model, *args)
+        index = Index(model)
+        conv = next(node for node in model.graph.node if node.op_type == "Conv")
+        if spoil == "weight":
+            weight = index.value(conv.input[1]).copy()
+            weight[3] *= 1.1
+            index.set_constant(conv.input[1], weight)
+        elif spoil == "graph":
+            conv.input[0] = "nothing"
+        else:  # right for one image, wrong for more
+            flat = next(node for node in model.graph.node if node.op_type == "Flatten")
+            flat.CopyFrom(onnx.helper.make_node("Reshape", [flat.input[0], "one"], flat.output, flat.name))
+            index.set_constant("one", np.array([1, -1]))
+        return result
+
+    monkeypatch.setattr(passes, name, broken)
+    with pytest.raises(GraphError, match=f"^step {name}[ :]") as caught:
+        prepare_tiny()
+    if spoil == "weight":
+        assert "changed the results: largest logit difference" in str(caught.value)
+        assert "(0.001 of the largest logit)" in str(caught.value)
+
+
+def test_the_whole_chain_passes_when_nothing_is_broken():
+    assert ops(prepare_tiny())["BatchNormalization"] == 0
+
+
+def test_shapes_that_are_declared_wrongly_are_caught(monkeypatch):
+    original = passes.add_classification_head
+    monkeypatch.setattr(passes, "add_classification_head", lambda model, _classes: original(model, 77))
+    with pytest.raises(GraphError, match="finished graph is not valid ONNX"):
+        prepare_tiny()
+
+
+def test_results_that_are_not_numbers_are_caught():
+    model = classifier()
+    index = Index(model)
+    index.set_constant("fc.bias", np.full(CLASSES, np.nan, np.float32))
+    with pytest.raises(GraphError, match="step here changed the results"):
+        passes.check_step("here", model, SPEC, graph_logits(classifier(), SPEC))
+
+
+def test_another_number_of_classes_is_caught():
+    with pytest.raises(GraphError, match=r"step here: expected logits \(1, 10\), found \(1, 4\)"):
+        passes.check_step("here", four_classes(), SPEC, graph_logits(classifier(), SPEC))
+
+
+def four_classes():
+    model = classifier()
+    index = Index(model)
+    index.set_constant("fc.weight", index.value("fc.weight")[:4])
+    index.set_constant("fc.bias", index.value("fc.bias")[:4])
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    return model
+
+
+# --- folding ---------------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+KERNEL = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
+BIAS = RNG.normal(size=4).astype(np.float32)
+MATRIX = RNG.normal(size=(4, 3)).astype(np.float32)
+BN4 = bn_constants("bn", 4, RNG)
+C_BN, G_BN = f"c {bn_inputs('bn')}", f"g {bn_inputs('bn')}"
+POOLED = [("GlobalAveragePool", "x", "p"), ("Flatten", "p", "f")]
+SEVERAL = [("y", TensorProto.FLOAT, None), ("c", TensorProto.FLOAT, None)]
+
+FOLDS = {
+    "conv": (1, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL}),
+    "conv with bias": (1, [("Conv", "x w b", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL, "b": BIAS}),
+    "epsilon": (
+        1, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y", {"epsilon": 0.3})], {"w": KERNEL},
+    ),
+    "grouped conv": (
+        1,
+        [("Concat", "x x", "xx", {"axis": 1}), ("Conv", "xx w", "c", {"group": 2}),
+         ("BatchNormalization", C_BN, "y")],
+        {"w": KERNEL},
+    ),
+    "gemm, weight transposed": (
+        1,
+        [*POOLED, ("Gemm", "f m b", "g", {"transB": 1}), ("BatchNormalization", G_BN, "y")],
+        {"m": MATRIX, "b": BIAS},
+    ),
+    "gemm, weight as it is": (
+        1,
+        [*POOLED, ("Gemm", "f m b", "g"), ("BatchNormalization", G_BN, "y")],
+        {"m": np.ascontiguousarray(MATRIX.T), "b": BIAS},
+    ),
+    "gemm, square": (  # the axis cannot be told from the shape
+        1,
+        [*POOLED, ("Concat", "f b1", "ff", {"axis": 1}), ("Gemm", "ff m", "g"),
+         ("BatchNormalization", G_BN, "y")],
+        {"m": RNG.normal(size=(4, 4)).astype(np.float32), "b1": np.ones((2, 1), np.float32)},
+    ),
+    "gemm with factors": (
+        0,
+        [*POOLED, ("Gemm", "f m b", "g", {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+         ("BatchNormalization", G_BN, "y")],
+        {"m": MATRIX, "b": BIAS},
+    ),
+    "shared weights": (
+        0,
+        [("Conv", "x w", "c"), ("Conv", "x w", "d"), ("BatchNormalization", C_BN, "e"), ("Add", "d e", "y")],
+        {"w": KERNEL},
+    ),
+    "shared bias": (
+        1,
+        [("Conv", "x w b", "c"), ("Conv", "x v b", "d"), ("BatchNormalization", C_BN, "e"), ("Add", "d e", "y")],
+        {"w": KERNEL, "v": KERNEL[::-1].copy(), "b": BIAS},
+    ),
+    "convolution read twice": (
+        0, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "d"), ("Add", "c d", "y")], {"w": KERNEL},
+    ),
+    "norm read twice": (
+        1,
+        [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "d"), ("Relu", "d", "r"), ("Add", "d r", "y")],
+        {"w": KERNEL},
+    ),
+    "convolution is an output": (
+        0, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL},
+    ),
+    "norm of a sum": (
+        0, [("Conv", "x w", "c"), ("Add", "c c", "s"), ("BatchNormalization", f"s {bn_inputs('bn')}", "y")],
+        {"w": KERNEL},
+    ),
+    "computed weight": (
+        0, [("Mul", "w two", "v"), ("Conv", "x v", "c"), ("BatchNormalization", C_BN, "y")],
+        {"w": KERNEL, "two": np.float32(2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOLDS)
+def test_folding(case):
+    folded, nodes, constants = FOLDS[case]
+    outputs = SEVERAL if case == "convolution is an output" else SEVERAL[:1]
+    model = graph(nodes, {**constants, **BN4}, outputs=outputs)
+    before = run(model)
+    assert passes.fold_batch_norms(model) == folded
+    assert ops(model)["BatchNormalization"] == 1 - folded
+    for old, new in zip(before, run(model), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-4 * np.abs(old).max())
+
+
+def test_folding_drops_the_constants_of_the_norm():
+    _, nodes, constants = FOLDS["conv"]
+    model = graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1])
+    passes.fold_batch_norms(model)
+    assert {tensor.name for tensor in model.graph.initializer} == {"w", "c.folded_bias"}
+
+
+def test_remaining_norms_become_scale_and_shift():
+    nodes = [("Relu", "x", "r"), ("BatchNormalization", f"r {bn_inputs('bn')}", "y", {"epsilon": 1e-3})]
+    constants = bn_constants("bn", 3, RNG)
+    constants["bn.running_var"][0] = 1e-9  # underflows in float16
+    model = graph(nodes, constants, outputs=SEVERAL[:1])
+    before = run(model)[0]
+    passes.simplify_batch_norms(model)
+    norm = model.graph.node[1]
+    index = Index(model)
+    assert attribute(norm, "epsilon") == 0
+    assert index.value(norm.input[3]).tolist() == [0, 0, 0]
+    assert index.value(norm.input[4]).tolist() == [1, 1, 1]
+    np.testing.assert_allclose(run(model)[0], before, rtol=1e-5, atol=1e-5)
+
+
+# --- input and head --------------------------------------------------------------------------------------------------
+
+
+def test_uint8_input_is_exact():
+    model = graph([("Identity", "x", "y")], {}, outputs=[("y", TensorProto.FLOAT, None)])
+    passes.add_uint8_input(model, SPEC)
+    ramp = np.repeat(np.arange(256, dtype=np.uint8), 12).reshape(1, SIDE, SIDE, 3)
+    expected = ((ramp.astype(np.float64) / 255 - SPEC.mean) / SPEC.std).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(model, ramp)[0], expected, atol=1e-6)
+
+
+def test_fewer_than_five_classes():
+    model = four_classes()
+    passes.add_classification_head(model, 4)
+    logits, scores, classes = run(model)
+    assert scores.shape == classes.shape == (2, 4)
+    assert np.array_equal(classes, np.argsort(-logits, 1))
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+
+
+def test_an_inner_tensor_called_logits():
+    model = graph([("Relu", "x", "logits"), ("Relu", "logits", "y")], {})
+    with pytest.raises(GraphError, match="inner tensor called 'logits'; rename it"):
+        passes.add_classification_head(model, CLASSES)
+
+
+# --- canonical form --------------------------------------------------------------------------------------------------
+
+
+def canonical(nodes, constants, **options):
+    model = graph(nodes, constants, **options)
+    before = run(model)[0]
+    passes.canonicalise(model)
+    np.testing.assert_allclose(run(model)[0], before, atol=1e-5)
+    return model
+
+
+Y = [("y", TensorProto.FLOAT, None)]
+
+
+def test_constant_nodes_become_initializers():
+    model = canonical([("Constant", "", "six", {"value_float": 6.0}), ("Clip", "x  six", "y")], {}, outputs=Y)
+    assert ops(model) == {"Clip": 1}
+    assert len(model.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_spatial_means_become_pools(axes):
+    model = canonical(
+        [("ReduceMean", "x axes", "p"), ("Reshape", "p shape", "y")],
+        {"axes": np.array(axes), "shape": np.array([-1, 3])}, outputs=Y,
+    )  # fmt: skip
+    assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
+
+
+def test_other_means_and_reshapes_stay():
+    model = canonical(
+        [("ReduceMean", "x axes", "m"), ("GlobalAveragePool", "m", "p"), ("Reshape", "p shape", "y")],
+        {"axes": np.array([1, 2]), "shape": np.array([0, 1, -1])}, outputs=Y,
+    )  # fmt: skip
+    assert ops(model) == {"ReduceMean": 1, "GlobalAveragePool": 1, "Reshape": 1}
+
+
+def test_identities_go_also_those_before_shared_weights():
+    constants = {"w": KERNEL, **BN4}
+    nodes = [
+        ("Identity", "x", "a"), ("Identity", "a", "b"), ("Identity", "bn.weight", "g"), ("Conv", "b w", "c"),
+        ("BatchNormalization", "c g bn.bias bn.running_mean bn.running_var", "n"), ("Identity", "n", "y"),
+    ]  # fmt: skip
+    model = canonical(nodes, constants, outputs=Y)
+    assert ops(model) == {"Conv": 1, "BatchNormalization": 1, "Identity": 1}  # the last one names the output
+    assert passes.fold_batch_norms(model) == 1
+
+
+def test_equal_names_get_numbers():
+    model = graph([("Relu", "x", "a", {"name": "act"}), ("Relu", "a", "y", {"name": "act"})], {}, outputs=Y)
+    passes.canonicalise(model)
+    assert [node.name for node in model.graph.node] == ["act", "act_2"]
+    assert model.graph.node[0].output[0] == "act_output"
+
+
+def test_nodes_without_a_name_are_called_by_their_kind():
+    nodes = [("Relu", "x", "a", {"name": ""}), ("Relu", "a", "y", {"name": ""})]
+    assert [node.name for node in canonical(nodes, {}, outputs=Y).graph.node] == ["relu", "relu_2"]
+
+
+USED = ["softmax", "top_k", "classes.cast", "normalise.cast", "normalise.nchw", "scores", "images"]
+
+
+@pytest.mark.parametrize("name", USED)
+def test_names_that_the_passes_use_do_not_clash(name):
+    model = classifier()
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.name = node.output[0] = name
+        if node.op_type == "GlobalAveragePool":
+            node.input[0] = name
+    passes.prepare(model, SPEC, CLASSES, graph_logits(classifier(), SPEC))
+    assert ops(model)["Relu"] == 1

@@ -1,0 +1,94 @@
+"""Networks small enough to build in a second: narrow rows of the zoo and ONNX graphs made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine_build.zoo import MODELS, Model
+from infer.preprocess import Preprocessing
+
+SIDE, CLASSES = 32, 10
+SPEC = Preprocessing(resize=SIDE, crop=SIDE)
+
+
+def narrow(name: str, width: float = 1 / 16, num_classes: int = CLASSES) -> Model:
+    """The row ``name`` with few channels and 32 x 32 inputs, without a download."""
+    return replace(
+        MODELS[name], name=f"narrow-{name}", width=width, num_classes=num_classes, preprocessing=SPEC,
+        drive_id=None, top1=None, top5=None,
+    )  # fmt: skip
+
+
+def graph(nodes, constants, *, inputs=None, outputs=None, opset=20, ir_version=9) -> onnx.ModelProto:
+    """A model of ``nodes`` (op, inputs, outputs, attributes) named after their outputs, from ``x`` to ``y``."""
+    made = []
+    for op, read, written, *rest in nodes:
+        attributes = dict(rest[0]) if rest else {}
+        name = attributes.pop("name", written.split()[0])
+        domain = attributes.pop("domain", None)
+        made.append(helper.make_node(op, read.split(), written.split(), name, domain=domain, **attributes))
+    inputs = [("x", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])] if inputs is None else inputs
+    outputs = [("y", TensorProto.FLOAT, ["N", CLASSES])] if outputs is None else outputs
+    return helper.make_model(
+        helper.make_graph(
+            made,
+            "hand made",
+            [helper.make_tensor_value_info(*value) for value in inputs],
+            [helper.make_tensor_value_info(*value) for value in outputs],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir_version,
+    )
+
+
+def bn_constants(name: str, channels: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Scale, shift, mean and variance of a BN, called ``<name>.weight`` and so on as in PyTorch."""
+    return {
+        f"{name}.weight": rng.uniform(0.5, 1.5, channels).astype(np.float32),
+        f"{name}.bias": rng.normal(size=channels).astype(np.float32),
+        f"{name}.running_mean": rng.normal(size=channels).astype(np.float32),
+        f"{name}.running_var": rng.uniform(0.5, 2, channels).astype(np.float32),
+    }
+
+
+def bn_inputs(name: str) -> str:
+    """The constant inputs of a BN called ``name``."""
+    return " ".join(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+
+
+CLASSIFIER = (
+    ("Conv", "x stem.weight", "c", {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("BatchNormalization", f"c {bn_inputs('bn')}", "b"),
+    ("Relu", "b", "r"),
+    ("GlobalAveragePool", "r", "p"),
+    ("Flatten", "p", "f"),
+    ("Gemm", "f fc.weight fc.bias", "y", {"transB": 1}),
+)
+
+
+def classifier_constants(seed: int = 0, classes: int = CLASSES) -> dict[str, np.ndarray]:
+    """Weights of :data:`CLASSIFIER`, whose classes depend on the image."""
+    rng = np.random.default_rng(seed)
+    return {
+        "stem.weight": rng.normal(size=(16, 3, 3, 3)).astype(np.float32) / 5,
+        **bn_constants("bn", 16, rng),
+        "fc.weight": rng.normal(size=(classes, 16)).astype(np.float32),
+        "fc.bias": rng.normal(size=classes).astype(np.float32),
+    }
+
+
+def classifier(seed: int = 0, **options) -> onnx.ModelProto:
+    """Conv, BN, ReLU, pool, Gemm: float NCHW in, ten logits out."""
+    return graph(CLASSIFIER, classifier_constants(seed), **options)
+
+
+def pictures(count: int, side: int = SIDE, seed: int = 0) -> np.ndarray:
+    """Random uint8 ``[count, side, side, 3]`` of different brightness."""
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 128, (count, 1, 1, 3))
+    return (low + rng.integers(0, 128, (count, side, side, 3))).astype(np.uint8)
