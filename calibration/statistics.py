@@ -56,4 +56,6 @@ class Statistics:
 
     def scales(self, method: str, steps: Mapping[str, int] | None = None, **parameters: Any) -> dict[str, np.float32]:
         """Symmetric int8 scales, ``amax / 127`` in float32, by tensor name. Arguments and errors as :meth:`amax`."""
-        return {name: np.float32(amax / SYMMETRIC_STEPS) for name, amax in self.amax(method, steps, **parameters).items()}
+        return {
+            name: np.float32(amax / SYMMETRIC_STEPS) for name, amax in self.amax(method, steps, **parameters).items()
+        }

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine_build.build import BuildOptions, Steps, build
+from engine_build.build import BuildOptions, build
 from engine_build.targets import BuildSettings
 from engine_build.zoo import find_model
 from infer.command_line import human_bytes
@@ -20,7 +20,7 @@ from infer.runner import open_bundle
 from infer.verify import Verification, verify_bundle
 
 MODEL = "iresnet50_fashion"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 SAMPLES = 6
 
 
@@ -41,7 +41,7 @@ def demo(output: Path, console: Console) -> None:
     results: list[tuple[str, list[list[str]], Verification]] = []
     for precision in PRECISIONS:
         console.print(f"building {MODEL} at {precision}")
-        folder, manifest = build(replace(options, precision=precision, output=output / f"{MODEL}-{precision}"), Steps())
+        folder, manifest = build(replace(options, precision=precision, output=output / f"{MODEL}-{precision}"))
         plans = [
             [p.target, _mix(p.audit["summary"]["mac_precisions"]), human_bytes(sum(f.size for f in p.files))]
             for p in manifest.plans

@@ -73,9 +73,7 @@ def residual_streams(index: Index) -> list[Stream]:
         else:
             blocked |= {*inputs, *node.output}
     unique = {id(stream): stream for stream in streams.values()}
-    return [
-        s for s in unique.values() if s.writers and s.norms and s.tensors & added and not s.tensors & blocked
-    ]
+    return [s for s in unique.values() if s.writers and s.norms and s.tensors & added and not s.tensors & blocked]
 
 
 def equalise_streams(model: onnx.ModelProto) -> int:

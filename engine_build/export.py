@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import torch
 
-from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
 from calibration.onnx_index import Index
+from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
 from engine_build.reference import graph_logits, torch_logits
 from engine_build.synthetic import synthetic_images
 from infer.errors import GraphError
@@ -26,17 +26,18 @@ def export_torch(model: torch.nn.Module, spec: Preprocessing) -> tuple[onnx.Mode
     Raises:
         GraphError: ONNX Runtime does not reproduce PyTorch at batch sizes 1 and 3.
     """
-    buffer = io.BytesIO()
     example = torch.zeros(2, 3, spec.crop, spec.crop)
     silence = contextlib.redirect_stdout(io.StringIO())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), silence, torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model.eval(), (example,), buffer, dynamo=True, verbose=False, opset_version=OPSET,
+        program = torch.onnx.export(
+            model.eval(), (example,), dynamo=True, verbose=False, opset_version=OPSET,
             input_names=[INPUT], output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
-    graph = onnx.load_model_from_string(buffer.getvalue())
+    assert program is not None
+    graph = onnx.ModelProto()
+    graph.CopyFrom(program.model_proto)
     reference = torch_logits(model, spec)
     check_step("export", graph, spec, reference)
     return graph, reference
@@ -68,7 +69,9 @@ def load_user_graph(path: Path, spec: Preprocessing) -> tuple[onnx.ModelProto, L
     if None not in shape_in[2:] and shape_in[2] != shape_in[3]:
         raise GraphError(f"{path}: expected a square input, found {shape_in[2]}x{shape_in[3]}")
     if shape_in[2] not in (None, spec.crop) or shape_in[3] not in (None, spec.crop):
-        raise GraphError(f"{path}: its input is {shape_in[2]}x{shape_in[3]} but the crop is {spec.crop}; pass --crop {shape_in[2]}")
+        raise GraphError(
+            f"{path}: its input is {shape_in[2]}x{shape_in[3]} but the crop is {spec.crop}; pass --crop {shape_in[2]}"
+        )
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < 17:
         model = _converted(model, opset, path)

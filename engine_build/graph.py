@@ -115,7 +115,7 @@ def _module_name(node: onnx.NodeProto) -> str | None:
                 return name.removesuffix(".weight")
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":
-            scopes = ast.literal_eval(item.value)
+            scopes: list[str] = ast.literal_eval(item.value)
             path = scopes[-2] if len(scopes) > 1 else ""
             kind = node.op_type.lower()
             leaf = node.op_type == "BatchNormalization" or path.rsplit(".", 1)[-1] == kind
@@ -133,7 +133,9 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
     folded: list[onnx.NodeProto] = []
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
         layer = index.producer.get(norm.input[0])
-        if layer is None or layer.op_type not in ("Conv", "Gemm") or index.only_consumer(layer.output[0]) is not norm:
+        if layer is None or layer.op_type not in ("Conv", "Gemm"):
+            continue
+        if index.only_consumer(layer.output[0]) is not norm:
             continue
         if layer.input[1] not in index.constants or len(index.consumers[layer.input[1]]) > 1:
             continue

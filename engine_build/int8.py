@@ -16,9 +16,9 @@ from calibration.run import Request, calibrate, graph_sha256
 from calibration.tensors import activation_tensors
 from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.quantise import Placement, Quantised, insert_qdq
-from engine_build.zoo import Model, find_model
+from engine_build.source import Source
+from engine_build.zoo import find_model
 from infer.errors import InputError
-from infer.preprocess import Preprocessing
 from infer.progress import progress
 
 SHIPPED = "iresnet50_fashion"
@@ -72,24 +72,13 @@ class Int8Graph:
 
 
 def quantise(
-    graph: onnx.ModelProto,
-    spec: Preprocessing,
-    options: Int8Options,
-    *,
-    row: Model | None,
-    trained: bool,
-    default_cache: Path,
-    tool: str,
-    say: Callable[[str], None] = lambda line: None,
+    source: Source, options: Int8Options, default_cache: Path, tool: str, say: Callable[[str], None]
 ) -> Int8Graph:
-    """Find or make the cache of a prepared float32 graph and quantise it.
+    """Find or make the calibration cache of a source and quantise its graph.
 
     Args:
-        graph: from :func:`engine_build.graph.prepare`.
-        spec: its pre-processing.
+        source: the float32 graph.
         options: see :class:`Int8Options`.
-        row: the model, None for a user's own graph.
-        trained: whether its weights are.
         default_cache: where a cache is looked for, and where a new one is written.
         tool: name and version for the provenance.
         say: called with one line for people.
@@ -97,32 +86,22 @@ def quantise(
     Raises:
         InputError: no images to calibrate with, or a cache that does not match.
     """
-    cache, notes = find_cache(
-        graph, spec, options, row=row, trained=trained, default_cache=default_cache, tool=tool, say=say
-    )
-    tensors = activation_tensors(graph, options.placement.residual)
-    fit = check_matches(cache, graph_sha256(graph), tensors, accept=options.accept_cache)
+    cache, notes = find_cache(source, options, default_cache, tool, say)
+    tensors = activation_tensors(source.graph, options.placement.residual)
+    fit = check_matches(cache, graph_sha256(source.graph), tensors, accept=options.accept_cache)
     if fit.missing:
         notes.append(f"the calibration cache does not cover every tensor: {fit}; what reads them stays float")
-    quantised_graph, quantised = insert_qdq(graph, cache.amax(), options.placement, options.exclude)
-    return Int8Graph(quantised_graph, quantised, cache, fit, tuple(notes))
+    graph, quantised = insert_qdq(source.graph, cache.amax(), options.placement, options.exclude)
+    return Int8Graph(graph, quantised, cache, fit, tuple(notes))
 
 
 def find_cache(
-    graph: onnx.ModelProto,
-    spec: Preprocessing,
-    options: Int8Options,
-    *,
-    row: Model | None,
-    trained: bool,
-    default_cache: Path,
-    tool: str,
-    say: Callable[[str], None],
+    source: Source, options: Int8Options, default_cache: Path, tool: str, say: Callable[[str], None]
 ) -> tuple[CalibrationCache, list[str]]:
     """The calibration cache, by the first rule that applies, and notes for the user.
 
-    The cache that was asked for; images that were asked for; the cache of this same graph at ``default_cache``; the
-    calibration images shipped with the model; for random weights the shipped images of another model.
+    The cache that was asked for; images that were asked for; the cache of this same graph at ``default_cache``; else
+    as :func:`make_cache`.
 
     Raises:
         InputError: none applies; says what to pass.
@@ -131,27 +110,47 @@ def find_cache(
     if options.cache is not None:
         return read_cache(options.cache), []
     if not request.data and default_cache.is_file():
-        known = with_method(read_cache(default_cache), graph_sha256(graph), request)
+        known = with_method(read_cache(default_cache), graph_sha256(source.graph), request)
         if known is not None and known.provenance is not None:
             say(f"calibration: {default_cache} ({request.method}, {known.provenance.images} images)")
             return known, []
         say(f"calibration: {default_cache} is of another graph or method, calibrating again")
+    return make_cache(source, request, default_cache, tool, say)
+
+
+def make_cache(
+    source: Source, request: Request, target: Path, tool: str, say: Callable[[str], None]
+) -> tuple[CalibrationCache, list[str]]:
+    """Calibrate and write the cache. Without images of the user's own: the calibration images shipped with the model,
+    or, for random weights, those of another.
+
+    Raises:
+        InputError: trained weights and no images; says what to pass.
+    """
     notes: list[str] = []
     if not request.data:
+        row = source.row
         if row is not None and row.shipped is not None:
             request = replace(request, data=(str(row.shipped / "calibration.tar.gz"),))
-        elif not trained:
+        elif not source.info.trained:
             shipped = find_model(SHIPPED).shipped
+            assert shipped is not None
             request = replace(request, data=(str(shipped / "calibration.tar.gz"),), images=min(request.images, 64))
             notes.append(
-                "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks only"
+                "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks"
             )
         else:
             raise InputError(
                 "int8 needs calibration images of the kind the model was trained on: pass DATA=folder or tar "
                 "(--data), or CACHE=file (--cache). 500 images are enough"
             )
-    return _calibrate(graph, spec, request, default_cache, tool, say), notes
+    with progress("calibrate", request.images) as advance:
+        result = calibrate(source.graph, source.spec, request, tool=tool, progress=lambda done: advance(1))
+    for line in (*result.failures, *result.statistics.warnings):
+        say(f"calibration: {line}")
+    write_cache(target, result.cache)
+    say(f"calibration: {result.statistics.images} images, method {request.method}, written to {target}")
+    return read_cache(target), notes
 
 
 def with_method(cache: CalibrationCache, graph: str, request: Request) -> CalibrationCache | None:
@@ -166,15 +165,3 @@ def with_method(cache: CalibrationCache, graph: str, request: Request) -> Calibr
     amax = origin.amax[request.method]
     scales = {name: np.float32(amax.get(name, 0.0) / SYMMETRIC_STEPS) for name in cache.scales}
     return CalibrationCache(scales, provenance=msgspec.structs.replace(origin, method=request.method, parameters={}))
-
-
-def _calibrate(
-    graph: onnx.ModelProto, spec: Preprocessing, request: Request, target: Path, tool: str, say: Callable[[str], None]
-) -> CalibrationCache:
-    with progress("calibrate", request.images) as advance:
-        result = calibrate(graph, spec, request, tool=tool, progress=lambda done: advance(1))
-    for line in (*result.failures, *result.statistics.warnings):
-        say(f"calibration: {line}")
-    write_cache(target, result.cache)
-    say(f"calibration: {result.statistics.images} images, method {request.method}, written to {target}")
-    return read_cache(target)

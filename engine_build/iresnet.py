@@ -154,7 +154,9 @@ def _stage(arch: Architecture, stage: int, cin: int, width: float) -> tuple[nn.S
     inner, outer = arch.stage_channels(stage, width)
     groups = arch.groups[stage]
     if inner % groups:
-        raise InputError(f"stage {stage + 1}: {inner} channels cannot be split into {groups} groups; use a larger width")
+        raise InputError(
+            f"stage {stage + 1}: {inner} channels cannot be split into {groups} groups; use a larger width"
+        )
     blocks: list[nn.Module] = []
     for index in range(arch.depths[stage]):
         start, stride = index == 0, 2 if index == 0 else 1

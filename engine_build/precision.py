@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine_build.graph import CLASSES, LOGITS, SCORES
 from calibration.onnx_index import Index
+from engine_build.graph import CLASSES, LOGITS, SCORES
 from infer.errors import InputError
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -27,6 +27,8 @@ BFLOAT16_OPSET = 22  # the first in which Conv and the pools accept bfloat16
 
 _PROLOGUE = ("normalise.cast", "normalise.sub", "normalise.mul")
 _EPILOGUE = ("softmax", "top_k", "classes.cast")
+# Inputs that ONNX allows as float32 only, by position: the factors of a Resize.
+_ALWAYS_FLOAT32 = {"Resize": (2,)}
 
 
 def overflowing_nodes(model: onnx.ModelProto, amax: Mapping[str, float]) -> list[str]:
@@ -76,9 +78,13 @@ def to_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] =
     if precision != "fp32":
         kind = FLOAT_TYPES[REST_OF_INT8 if precision == "int8" else precision]
         _Caster(typed, kind, {*keep, *_PROLOGUE, *_EPILOGUE}).run()
-    if precision == "bf16":
+    if precision == "bf16" and _opset(typed) < BFLOAT16_OPSET:
         typed = onnx.version_converter.convert_version(typed, BFLOAT16_OPSET)
     return typed
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 class _Caster:
@@ -94,12 +100,15 @@ class _Caster:
     def run(self) -> None:
         for node in list(self.index.graph.node):
             kind = TensorProto.FLOAT if node.name in self.keep else self.kind
-            for position, name in enumerate(node.input):
-                if self.types.get(name) in FLOAT_TYPES.values():
-                    node.input[position] = self._as(name, kind)
+            fixed = _ALWAYS_FLOAT32.get(node.op_type, ())
+            floats = [i for i, name in enumerate(node.input) if self.types.get(name) in FLOAT_TYPES.values()]
+            for position in floats:
+                node.input[position] = self._as(node.input[position], TensorProto.FLOAT if position in fixed else kind)
             self.nodes.append(node)
+            if kind == TensorProto.FLOAT or node.op_type == "Cast" or not floats:
+                continue  # a node that reads no floats (ConstantOfShape) writes the type that it is told to
             for position, name in enumerate(node.output):
-                if self.types.get(name) == TensorProto.FLOAT and node.op_type != "Cast" and kind != TensorProto.FLOAT:
+                if self.types.get(name) == TensorProto.FLOAT:
                     self.types[name] = kind
                     if name in self.index.outputs:
                         self._restore_output(node, position, kind)

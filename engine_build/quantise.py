@@ -20,10 +20,10 @@ import onnx
 from onnx import helper
 
 from calibration.onnx_index import Index, attribute
-from calibration.tensors import quantisable_nodes, residual_choice, residual_inputs, shift_groups
+from calibration.tensors import RESIDUALS, quantisable_nodes, residual_choice, residual_inputs, shift_groups
 from engine_build.shifted import apply_shift, compensate
 from engine_build.weight_scales import LEVELS, half_scale, quantise_weights
-
+from infer.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Placement:
     residual: str = "identity"
     weights: str = "mse"
     shift: bool = True
+
+    def __post_init__(self) -> None:
+        if self.residual not in RESIDUALS:
+            raise InputError(f"residual: expected one of {', '.join(RESIDUALS)}, found {self.residual!r}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def insert_qdq(
 
     Args:
         model: graph of :func:`engine_build.graph.prepare`.
-        amax: largest magnitude to represent, of each tensor of :func:`calibration.tensors.activation_tensors`. Tensors that are missing
-            or 0 are not quantised.
+        amax: largest magnitude to represent, of each tensor of
+            :func:`calibration.tensors.activation_tensors`. Tensors that are missing or 0 are not quantised.
         placement: where to quantise; None for the default.
         exclude: Conv and Gemm nodes, and residual additions, to leave in floating point.
     """
@@ -137,7 +141,7 @@ class _Writer:
                 helper.make_node("QuantizeLinear", [tensor, scale, self.zero], [quantised], f"{tensor}.quantise"),
                 helper.make_node("DequantizeLinear", [quantised, scale, self.zero], [restored], f"{tensor}.dequantise"),
             )
-        return self.pairs[tensor][1].output[0]
+        return str(self.pairs[tensor][1].output[0])
 
     def quantise_layer(self, node: onnx.NodeProto, method: str, offset: float) -> None:
         name = node.input[1]
@@ -154,9 +158,7 @@ class _Writer:
             self.index.set_constant(f"{name}.zero", np.zeros(len(scale), np.int8)),
         )
         restored = f"{name}.dequantised"
-        self.weights.append(
-            helper.make_node("DequantizeLinear", names, [restored], f"{name}.dequantise", axis=axis)
-        )
+        self.weights.append(helper.make_node("DequantizeLinear", names, [restored], f"{name}.dequantise", axis=axis))
         node.input[0] = self.dequantised(node.input[0])
         node.input[1] = restored
 

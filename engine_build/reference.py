@@ -22,7 +22,8 @@ def torch_logits(model: torch.nn.Module, spec: Preprocessing) -> Logits:
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return model(torch.from_numpy(normalise(images, spec))).numpy()
+            logits: NDArray[np.float32] = model(torch.from_numpy(normalise(images, spec))).numpy()
+            return logits
 
     return run
 
@@ -31,12 +32,16 @@ def graph_logits(model: onnx.ModelProto, spec: Preprocessing) -> Logits:
     """Logits of a graph in ONNX Runtime; a float NCHW input is fed normalised images, a uint8 one the images."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # be fair to other processes
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     output = session.get_outputs()[0].name
     raw = name == INPUT and session.get_inputs()[0].type == "tensor(uint8)"
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return session.run([output], {name: images if raw else normalise(images, spec)})[0]
+        logits: NDArray[np.float32] = session.run([output], {name: images if raw else normalise(images, spec)})[0]
+        return logits
 
     return run

@@ -115,7 +115,9 @@ def create_model(name: str, num_classes: int | None = None, width: float | None 
 
     row = find_model(name)
     with torch.device("meta"):
-        model = IResNet(row.arch, row.num_classes if num_classes is None else num_classes, row.width if width is None else width)
+        model = IResNet(
+            row.arch, row.num_classes if num_classes is None else num_classes, row.width if width is None else width
+        )
     model.to_empty(device="cpu")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

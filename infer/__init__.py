@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from infer.runner import open_bundle as open_bundle
 
 _LAZY = {"open_bundle": "infer.runner", "Runner": "infer.runner", "Prediction": "infer.predictions"}
-__all__ = [*_LAZY]
+__all__ = ["Prediction", "Runner", "open_bundle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ images with the same top-1 as FP32, a far sharper measure than the loss of accur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,32 +132,37 @@ def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verd
     if "reference_top1" in figures:
         needed = threshold * figures["reference_top1"]
         found = figures["top1"]
-        text = f"top-1 {found:.2f} % against {needed:.2f} % needed ({threshold:.2%} of FP32's {figures['reference_top1']:.2f} %)"
+        share = f"{threshold:.2%} of FP32's {figures['reference_top1']:.2f} %"
+        text = f"top-1 {found:.2f} % against {needed:.2f} % needed ({share})"
         return Verdict(found >= needed, text)
     needed = 100 * threshold
-    return Verdict(figures["agreement"] >= needed, f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed")
+    return Verdict(
+        figures["agreement"] >= needed, f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
+    )
 
 
 def measure(
     runner: Runner,
     reference: Runner | None,
-    batches: Iterable[tuple[Sequence[int], NDArray[np.uint8]]],
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]],
 ) -> Tally:
     """Run every batch through ``runner`` and, when given, ``reference``.
 
     Args:
         runner: the bundle that is measured.
         reference: FP32; None for accuracy alone.
-        batches: ``(true classes or -1, images uint8 [N, crop, crop, 3])``.
+        batches: ``(true classes int64 [N] or -1, images uint8 [N, crop, crop, 3])``.
     """
     tally = Tally()
-    for (targets, images), outputs in runner.stream(((batch, batch[1]) for batch in batches)):
+    for (targets, images), outputs in runner.stream((batch, batch[1]) for batch in batches):
         expected = reference.infer(images) if reference is not None else None
-        tally.add(outputs, np.asarray(targets, np.int64), expected)
+        tally.add(outputs, targets, expected)
     return tally
 
 
-def record(runner: Runner, figures: dict[str, Any], verdict: Verdict, data: str, reference: str | None) -> dict[str, Any]:
+def record(
+    runner: Runner, figures: dict[str, Any], verdict: Verdict, data: str, reference: str | None
+) -> dict[str, Any]:
     """What goes into the manifest."""
     return {
         "target": runner.target, "device": runner.backend.device, "data": data, "reference": reference,

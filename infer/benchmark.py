@@ -271,7 +271,7 @@ def _run(backend: Backend, inputs: list[NDArray[np.uint8]], depth: int, options:
         raise failures[0]
     assert first is not None
     start, hand, end = (np.array(times) for times in (started, handed, finished))
-    inside = end > opened
+    inside = (end > opened) & (end <= closed)
     return Run(
         len(inputs[0]), closed - opened, int(inside.sum()), (end - start)[first:], (hand - start)[first:], cpu
     )  # fmt: skip

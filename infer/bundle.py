@@ -7,7 +7,7 @@ msgspec, which names the field that is wrong. A plan file is never wrapped: trte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class Plan(_Record):
         version: of the library that built it, which for TensorRT must be the one that loads it.
         gpu: the device it was built on, where it only runs on its like.
         compute_capabilities: GPUs it runs on, where it is portable.
+        version_compatible: later TensorRT versions of the same major version load it too.
+        hardware_compatible: other GPUs from compute capability 8.0 load it too.
         audit: what the plan really runs; layout in the docs.
         options: properties to open the plan with.
         seconds: build time.
@@ -85,6 +87,7 @@ class Plan(_Record):
     gpu: str | None = None
     compute_capabilities: list[str] | None = None
     version_compatible: bool = False
+    hardware_compatible: bool = False
     audit: dict[str, Any] = {}
     options: dict[str, str] = {}
     seconds: float = 0.0
@@ -115,7 +118,7 @@ class Manifest(_Record):
 
 def now() -> str:
     """UTC time as ISO 8601 to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_entry(folder: Path, name: str) -> FileEntry:
@@ -170,7 +173,9 @@ def check_files(folder: Path, entries: Sequence[FileEntry]) -> None:
         if size != entry.size:
             raise BundleError(f"{path}: expected {entry.size} bytes, found {size}; copy it again or rebuild")
         if (found := sha256_file(path)) != entry.sha256:
-            raise BundleError(f"{path}: expected sha256 {entry.sha256[:12]}..., found {found[:12]}...; the file changed")
+            raise BundleError(
+                f"{path}: expected sha256 {entry.sha256[:12]}..., found {found[:12]}...; the file changed"
+            )
 
 
 def read_labels(folder: Path, manifest: Manifest) -> list[str]:

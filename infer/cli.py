@@ -27,7 +27,8 @@ app.command(no_args_is_help=True)(bench)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", "-t", help="tensorrt, tensorrt_rtx, openvino or onnxruntime; None: the fastest.")
+    str | None,
+    typer.Option("--target", "-t", help="tensorrt, tensorrt_rtx, openvino or onnxruntime; None: the fastest."),
 ]
 UntrainedOption = Annotated[bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")]
@@ -103,12 +104,17 @@ def _text(prediction: Prediction) -> str:
 @guarded
 def verify(
     bundle: BundleArgument,
-    data: Annotated[list[str], typer.Option("--data", "-d", help="Folder or tar with labelled images; repeat for shards.")],
+    data: Annotated[
+        list[str], typer.Option("--data", "-d", help="Folder or tar with labelled images; repeat for shards.")
+    ],
     reference: Annotated[
-        Path | None, typer.Option("--reference", "-r", help="FP32 bundle; None: the sibling <model>-fp32, through ONNX Runtime.")
+        Path | None,
+        typer.Option("--reference", "-r", help="FP32 bundle; None: the sibling <model>-fp32, through ONNX Runtime."),
     ] = None,
     ground_truth: Annotated[Path | None, typer.Option(help="File with the true classes of a flat folder.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use so many images, class-balanced, chosen by --seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use so many images, class-balanced, chosen by --seed.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of FP32's top-1 that is needed.")] = 0.99,
     target: TargetOption = None,
@@ -143,7 +149,9 @@ def _print_accuracy(bundle: Path, record: dict[str, Any], failures: int) -> None
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{bundle} on {record['target']}, {record['images']} images", title_justify="left", show_header=False)
+    table = Table(
+        title=f"{bundle} on {record['target']}, {record['images']} images", title_justify="left", show_header=False
+    )
     compared = "reference_top1" in record
     for label, key in (("top-1", "top1"), ("top-5", "top5")):
         if key in record:
@@ -154,7 +162,9 @@ def _print_accuracy(bundle: Path, record: dict[str, Any], failures: int) -> None
         table.add_row("logits, largest difference", f"{record['max_logit_difference']:.4g}")
         table.add_row("logits, mean difference", f"{record['mean_logit_difference']:.4g}")
         sqnr = record["sqnr_db"]
-        table.add_row("logits, cosine / SQNR", f"{record['cosine']:.6f} / {'exact' if sqnr is None else f'{sqnr:.1f} dB'}")
+        table.add_row(
+            "logits, cosine / SQNR", f"{record['cosine']:.6f} / {'exact' if sqnr is None else f'{sqnr:.1f} dB'}"
+        )
     if failures:
         table.add_row("unreadable images", str(failures))
     out = Console(highlight=False)
@@ -195,14 +205,18 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
     batch = manifest.batch
     table.add_row("batch of TensorRT plans", f"{batch.min} to {batch.max}, tuned for {batch.opt}")
     for plan in manifest.plans:
-        where = plan.gpu or (f"compute capability {', '.join(plan.compute_capabilities)}" if plan.compute_capabilities else "")
+        where = plan.gpu or (
+            f"compute capability {', '.join(plan.compute_capabilities)}" if plan.compute_capabilities else ""
+        )
         size = human_bytes(sum(entry.size for entry in plan.files))
         state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
     for measured in manifest.accuracy:
         top1 = f"top-1 {measured['top1']:.2f} %, " if "top1" in measured else ""
         agreement = f"agreement {measured['agreement']:.2f} %, " if "agreement" in measured else ""
-        table.add_row(f"accuracy on {measured['target']}", f"{top1}{agreement}{measured['images']} images of {measured['data']}")
+        table.add_row(
+            f"accuracy on {measured['target']}", f"{top1}{agreement}{measured['images']} images of {measured['data']}"
+        )
     out.print(table)
 
 

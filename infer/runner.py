@@ -1,10 +1,10 @@
 """An opened bundle: images in, classes out.
 
-    from infer import open_bundle
+from infer import open_bundle
 
-    with open_bundle("engines/iresnet101-fp16") as runner:
-        for prediction in runner.classify(["cat.jpg", "dog.png"]):
-            print(prediction.name, prediction.top[0].label)
+with open_bundle("engines/iresnet101-fp16") as runner:
+    for prediction in runner.classify(["cat.jpg", "dog.png"]):
+        print(prediction.name, prediction.top[0].label)
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Runner:
         backend: what runs it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, labels: list[str], backend: Backend, allow_untrained: bool):
+    def __init__(
+        self, folder: Path, manifest: Manifest, labels: list[str], backend: Backend, allow_untrained: bool
+    ) -> None:
         self.folder, self.manifest, self.labels, self.backend = folder, manifest, labels, backend
         self.preprocessing = Preprocessing.from_json(manifest.preprocessing)
         self._allow_untrained = allow_untrained

@@ -24,13 +24,25 @@ def narrow(name: str, width: float = 1 / 16, num_classes: int = CLASSES) -> Mode
 
 
 def graph(nodes, constants, *, inputs=None, outputs=None, opset=20, ir_version=9) -> onnx.ModelProto:
-    """A model of ``nodes`` (op, inputs, outputs, attributes) named after their outputs, from ``x`` to ``y``."""
+    """A model of ``nodes`` (op, inputs, outputs, attributes) named after their outputs, from ``x`` to ``y``.
+
+    A dash stands for an input that is left out.
+    """
     made = []
     for op, read, written, *rest in nodes:
         attributes = dict(rest[0]) if rest else {}
         name = attributes.pop("name", written.split()[0])
         domain = attributes.pop("domain", None)
-        made.append(helper.make_node(op, read.split(), written.split(), name, domain=domain, **attributes))
+        made.append(
+            helper.make_node(
+                op,
+                ["" if name == "-" else name for name in read.split()],
+                written.split(),
+                name,
+                domain=domain,
+                **attributes,
+            )
+        )
     inputs = [("x", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])] if inputs is None else inputs
     outputs = [("y", TensorProto.FLOAT, ["N", CLASSES])] if outputs is None else outputs
     return helper.make_model(

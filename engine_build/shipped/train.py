@@ -109,7 +109,7 @@ def train(args: argparse.Namespace) -> nn.Module:
             x = to_input(augment(images[chosen], generator), size)
             loss = F.cross_entropy(model(x), labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             schedule.step()
@@ -147,8 +147,11 @@ def balanced_sample(labels: torch.Tensor, count: int, seed: int) -> NDArray[np.i
 
 
 def main() -> None:
+    """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder with the IDX files")
+    parser.add_argument(
+        "--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder with the IDX files"
+    )
     parser.add_argument("--out", type=Path, default=find_model(MODEL).shipped, help="folder to write to")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--small-epochs", type=int, default=8, help="epochs at 32 pixels before those at 64")
@@ -175,7 +178,9 @@ def main() -> None:
     top1 = accuracy(model, images, labels, 64)
     print(f"top-1 on 10,000 test images with the saved float16 weights: {top1:.2f} %")
     recipe = {name: getattr(args, name) for name in ("epochs", "small_epochs", "batch", "lr", "weight_decay", "seed")}
-    (out / "training.json").write_text(json.dumps({"test_top1": top1, **recipe, "torch": torch.__version__}, indent=2) + "\n")
+    (out / "training.json").write_text(
+        json.dumps({"test_top1": top1, **recipe, "torch": torch.__version__}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _build_tensorrt(target: str, folder: Path, settings: BuildSettings, int8_nod
     request = PlanRequest(
         graph=folder / GRAPH, plan=folder / name,
         profile=PlanProfile(settings.batch.min, settings.batch.opt, settings.batch.max),
-        workspace=settings.workspace, timing_cache=settings.timing_cache,
+        workspace=settings.workspace, timing_cache=settings.timing_cache if target == "tensorrt" else None,
         compute_capabilities=settings.compute_capabilities if target == "tensorrt_rtx" else None,
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible and target == "tensorrt",
@@ -98,5 +98,6 @@ def _build_tensorrt(target: str, folder: Path, settings: BuildSettings, int8_nod
         target=target, files=[file_entry(folder, name)], version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,
         compute_capabilities=list(built.compute_capabilities), version_compatible=settings.version_compatible,
-        audit=built.audit.to_json(), seconds=built.seconds, notes=list(built.notes),
+        hardware_compatible=request.hardware_compatible, audit=built.audit.to_json(), seconds=built.seconds,
+        notes=list(built.notes),
     )  # fmt: skip

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
 from infer.bundle import Plan, file_entry
 from infer.errors import BuildError, TargetUnavailableError

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from engine_build.audit import PlanAudit
 from engine_build.targets import trt_timing_cache
 from engine_build.targets.onnx_nodes import mac_nodes, uses_fp8
-from engine_build.targets.trt_gpu import find_gpus
 from engine_build.targets.trt_layers import assign_nodes, parse_layers
 from engine_build.targets.trt_logging import make_logger, parser_errors
 from engine_build.targets.trt_module import RTX, TARGETS, availability, load_module
 from engine_build.targets.trt_progress import Report, interruptible, make_monitor, progress_bar
 from engine_build.targets.trt_request import BatchProfile, BuiltPlan, PlanRequest, parse_capability
+from infer.cuda.gpus import find_gpus
 from infer.errors import BuildError, InputError, TargetUnavailableError
 from infer.files import replacing
 

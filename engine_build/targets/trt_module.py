@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from engine_build.targets.trt_gpu import find_gpus
+from infer.cuda.gpus import find_gpus
 from infer.errors import InputError, TargetUnavailableError
 
 RTX = "tensorrt_rtx"

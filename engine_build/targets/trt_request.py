@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine_build.audit import PlanAudit
-from engine_build.targets.trt_gpu import Gpu
+from infer.cuda.gpus import Gpu
 from infer.errors import InputError
 
 _CAPABILITY = re.compile(r"(?:sm_?)?(\d+?)\.?(\d)", re.IGNORECASE)

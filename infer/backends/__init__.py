@@ -28,10 +28,8 @@ def availability(target: str) -> str | None:
 
         return onnxruntime.availability()
     if target in TARGETS:
-        try:
-            from infer.backends import tensorrt
-        except ImportError:
-            return "pending"
+        from infer.backends import tensorrt
+
         return tensorrt.availability(target)
     raise InputError(f"unknown target {target!r}; known: {', '.join((*TARGETS, REFERENCE))}")
 
@@ -78,6 +76,15 @@ def _open(folder: Path, manifest: Manifest, target: str, threads: int | None) ->
 
 
 def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan) -> Backend:
-    from infer.backends.tensorrt import TensorRTBackend
+    from importlib import import_module
 
-    raise NotImplementedError(TensorRTBackend, path, manifest, plan)
+    from infer.backends.tensorrt import TensorRTBackend
+    from infer.cuda.gpus import find_gpus
+    from infer.plan_fit import RTX, check_plan_fits
+
+    check_plan_fits(plan, find_gpus()[0][0], import_module(plan.target).__version__)
+    logits, scores = manifest.outputs[0].shape, manifest.outputs[1].shape
+    return TensorRTBackend(
+        path, plan.target, input_shape=manifest.inputs[0].shape[1:], num_classes=logits[1], top_k=scores[1],
+        runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None,
+    )  # fmt: skip

@@ -40,6 +40,7 @@ class OnnxRuntimeBackend:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # another engine runs beside it
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from infer.cuda import driver
-from infer.cuda.driver import DeviceError
-from infer.errors import TargetUnavailableError
+from infer.cuda.driver import DeviceError, DeviceMemoryError
+from infer.errors import InputError, TargetUnavailableError
 
 
 class PrimaryContext:
@@ -38,6 +38,7 @@ class PrimaryContext:
         self._cuda = cuda
         self.ordinal = ordinal
         self.failure: DeviceError | None = None
+        self._released = False
         try:
             cuda.init()
             device = cuda.Device(ordinal)
@@ -47,6 +48,8 @@ class PrimaryContext:
             raise TargetUnavailableError(f"expected a usable CUDA device {ordinal}; {error}") from error
 
     def __enter__(self) -> PrimaryContext:
+        if self._released:  # pycuda would take the context below off its stack with it
+            raise InputError("this runner is closed; open the bundle again")
         try:
             self._context.push()
         except self._cuda.Error as error:  # somebody reset the device
@@ -69,13 +72,13 @@ class PrimaryContext:
         """The error to raise for ``error``, which happened while ``doing``. Needs the context to be current.
 
         A sticky error, after which CUDA answers every call with the same code, is kept in :attr:`failure`. What has
-        nothing to do with the device, such as KeyboardInterrupt, is returned as it is.
+        nothing to do with a call that failed, such as KeyboardInterrupt or short memory, is returned as it is.
         """
-        if not isinstance(error, (DeviceError, self._cuda.Error)):
+        if not isinstance(error, (DeviceError, self._cuda.Error)) or isinstance(error, DeviceMemoryError):
             return error
         broken = self._broken()
         if broken is None:
-            return error if isinstance(error, DeviceError) else DeviceError(f"{doing} failed: {error}")
+            return DeviceError(f"{doing} failed: {error}")
         if self.failure is None:
             self.failure = DeviceError(
                 f"{doing} failed and left the CUDA context unusable: {error}. Close the runner; the GPU can be used "
@@ -101,7 +104,9 @@ class PrimaryContext:
 
         pycuda leaves a primary context that it detaches on the driver's stack, and releases it only on the thread that
         retained it or where it is current. So it is made current here and taken off the driver's stack first.
+        Left to its destructor, it would be detached as a context of the other kind, which fails.
         """
+        self._released = True
         with contextlib.suppress(self._cuda.Error):  # a context that was reset cannot be made current any more
             self._context.push()
             driver.pop_context()

@@ -1,7 +1,8 @@
 """The CUDA driver functions that pycuda does not wrap, through ctypes on the driver's own library.
 
-pycuda has no stream capture and no graphs, takes only its own stream objects, and can destroy an event only on the
-thread that made its context. Handles are plain integers here; ``handle`` of a pycuda stream or event is such a handle.
+pycuda has no stream capture and no graphs, takes only its own stream objects, does not tell the handle of an event, and
+can destroy one only on the thread that made its context. Handles are plain integers here; ``handle`` of a pycuda stream
+is such a handle.
 Every call releases the GIL and needs a current context unless it says otherwise.
 """
 
@@ -18,6 +19,7 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Values of cuda.h.
 STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
+_EVENT_BLOCKING_SYNC = 1
 _EVENT_DISABLE_TIMING = 2
 _NOT_READY = 600
 _POINTER_MEMORY_TYPE = 2
@@ -35,6 +37,10 @@ class DeviceError(IResNetError):
     def __init__(self, message: str, *, sticky: bool = False) -> None:
         super().__init__(message)
         self.sticky = sticky
+
+
+class DeviceMemoryError(DeviceError):
+    """Not enough device or pinned memory."""
 
 
 @functools.cache
@@ -152,10 +158,11 @@ def wait_event(stream: int, event: int) -> None:
     _check(library().cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
 
 
-def create_event() -> int:
-    """An event without timing."""
+def create_event(*, spin: bool = False) -> int:
+    """An event without timing. A host thread that waits for it blocks, or spins: some 10 us faster, and a core busy."""
     event = ctypes.c_void_p()
-    _check(library().cuEventCreate(ctypes.byref(event), _EVENT_DISABLE_TIMING), "cuEventCreate")
+    flags = _EVENT_DISABLE_TIMING | (0 if spin else _EVENT_BLOCKING_SYNC)
+    _check(library().cuEventCreate(ctypes.byref(event), flags), "cuEventCreate")
     return event.value or 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.cuda.buffers import Layout, Placement, align
-from infer.cuda.driver import DeviceError
+from infer.cuda.driver import DeviceError, DeviceMemoryError
 from infer.errors import BundleError, IResNetError, TargetUnavailableError
 from infer.files import write_bytes
 
@@ -22,10 +22,6 @@ INPUT = "images"
 OUTPUTS = ("logits", "scores", "classes")
 _LOG = logging.getLogger(__name__)
 _DTYPES = {INPUT: "UINT8", "logits": "FLOAT", "scores": "FLOAT", "classes": "INT32"}
-
-
-class DeviceMemoryError(DeviceError):
-    """Not enough device or pinned memory."""
 
 
 class Engine:

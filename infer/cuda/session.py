@@ -13,7 +13,8 @@ from typing import Any
 from infer.cuda import driver
 from infer.cuda.arrays import ResultPool
 from infer.cuda.context import PrimaryContext
-from infer.cuda.engine import DeviceMemoryError, Engine
+from infer.cuda.driver import DeviceMemoryError
+from infer.cuda.engine import Engine
 from infer.cuda.events import Event, EventPool
 from infer.cuda.ring import Ring
 from infer.cuda.slots import Slot
@@ -74,7 +75,10 @@ class Session:
                     self.engine = Engine(plan, target, cuda_graphs=graphs, runtime_cache=runtime_cache)
                 except DeviceMemoryError as error:
                     raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error
-                self._open(plan, slots, self._batch(plan, self.engine, max_batch), graph_batches)
+                try:
+                    self._open(plan, slots, self._batch(plan, self.engine, max_batch), graph_batches)
+                except Exception as error:
+                    raise self.context.explain(error, f"opening {plan}") from error
                 self.engine.save_runtime_cache()
             # All slots once, then all again: neighbours in the ring are on different streams.
             self.ring = Ring(self.context, [one for turn in zip(*self._staging(), strict=True) for one in turn])
@@ -139,7 +143,9 @@ class Session:
             for slot in self._slots:
                 if (problem := slot.capture(size)) is not None:
                     self.notes.append(problem)
-                    break  # what one slot cannot capture, the next cannot either
+                    for other in self._slots:  # so that batches of one size all run the same way
+                        other.drop_graph(size)
+                    break
 
     def _does_not_fit(self, plan: Path, what: str, needed: int, error: Exception) -> DeviceMemoryError:
         free, total = self.context.free_memory()

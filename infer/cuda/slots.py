@@ -40,13 +40,14 @@ class Slot:
         self._lock = threading.Lock()  # the executions' bindings and the order of launches
         self._graphs: dict[int, NetworkGraph] = {}
         self._device: list[Any] = []
-        self._last: Any = None  # event behind the last launch
+        self._last = 0  # event behind the last launch
         self._foreign = False  # work of a caller's stream may use the execution
+        self._foreign_event = 0  # behind that work
         self.staging: list[Staging] = []
         try:
             self._stream: Any = cuda.Stream(driver.STREAM_NON_BLOCKING)
             self._handle: int = self._stream.handle
-            self._foreign_event: Any = cuda.Event(cuda.event_flags.DISABLE_TIMING)
+            self._foreign_event = driver.create_event()
             for size in (max_batch * self._layout.image_bytes, self._layout.place(max_batch).total):
                 self._device.append(cuda.mem_alloc(size))
             self._images, self._outputs = (int(memory) for memory in self._device)
@@ -78,7 +79,7 @@ class Slot:
         with self._lock:
             try:
                 if self._foreign:
-                    stream.wait_for_event(self._foreign_event)
+                    driver.wait_event(self._handle, self._foreign_event)
                     self._foreign = False
                 _record(marks, 0, stream)
                 cuda.memcpy_htod_async(self._images, staging.flat[: rows * self._layout.image_bytes], stream)
@@ -92,7 +93,7 @@ class Slot:
                 _record(marks, 2, stream)
                 cuda.memcpy_dtoh_async(staging.outputs[: at.total], self._outputs, stream)
                 _record(marks, 3, stream)
-                staging.done.record(stream)
+                driver.record_event(staging.done, self._handle)
                 self._last = staging.done
             except BaseException:
                 self.settle()
@@ -123,17 +124,17 @@ class Slot:
                 driver.record_event(event, stream)
                 driver.wait_event(target, event)
             # The slot's own batches and the last one of a caller use the same execution and scratch memory.
-            if self._last is not None:
-                driver.wait_event(target, self._last.handle)
+            if self._last:
+                driver.wait_event(target, self._last)
             if self._foreign:
-                driver.wait_event(target, self._foreign_event.handle)
+                driver.wait_event(target, self._foreign_event)
             try:
                 self._execution.bind(rows, images, *outputs)
                 self._execution.enqueue(target)
             finally:
                 # Also after an error, for part of the work may be in the stream.
                 self._foreign = True
-                driver.record_event(self._foreign_event.handle, target)
+                driver.record_event(self._foreign_event, target)
             driver.record_event(event, target)
             if default:
                 driver.wait_event(stream, event)
@@ -160,6 +161,11 @@ class Slot:
             return f"no CUDA graph for batches of {rows}: {error}"
         return None
 
+    def drop_graph(self, rows: int) -> None:
+        """Launch batches of ``rows`` without a graph from now on. The stream must be idle."""
+        if (graph := self._graphs.pop(rows, None)) is not None:
+            graph.close()
+
     def profile(self, staging: Staging, rows: int) -> tuple[float, float, float, float]:
         """Run one batch without a graph and wait; ms of copy in, network, copy out, and of the host to enqueue it."""
         marks = tuple(self._cuda.Event() for _ in range(4))
@@ -173,14 +179,14 @@ class Slot:
     def settle_foreign(self) -> None:
         """Wait until the work of :meth:`enqueue` is done."""
         if self._foreign:
-            self._foreign_event.synchronize()
+            driver.synchronize_event(self._foreign_event)
 
     def close(self, *, broken: bool = False) -> bool:
         """Release everything, in any state.
 
         Args:
-            broken: nothing can be freed one by one any more; the memory, events and the stream are kept for
-                :meth:`forget`, which must come when the context is released.
+            broken: nothing can be freed one by one any more; the memory and the stream are kept for :meth:`forget`,
+                which must come when the context is released, and the events go with it.
 
         Returns:
             False when the caller still holds a view of the pinned memory, which then stays.
@@ -196,6 +202,8 @@ class Slot:
         if not broken:
             for memory in self._device:
                 memory.free()
+            if self._foreign_event:
+                driver.destroy_event(self._foreign_event)
             self.forget()
         return all(freed)
 
@@ -205,8 +213,7 @@ class Slot:
             staging.forget()
         self.staging.clear()
         self._device.clear()
-        for name in ("_last", "_foreign_event", "_stream"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_stream", None)
 
 
 def _record(marks: tuple[Any, ...], index: int, stream: Any) -> None:

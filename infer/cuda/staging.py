@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
+from infer.cuda import driver
 from infer.cuda.buffers import Layout, PinnedBuffer
 
 if TYPE_CHECKING:
@@ -31,16 +32,13 @@ class Staging:
         images: pinned uint8 ``[max_batch, H, W, 3]``, the input of the next launch.
         flat: the same bytes in one dimension.
         outputs: pinned bytes of the outputs, laid out by :meth:`~infer.cuda.buffers.Layout.place`.
-        done: pycuda event, recorded behind the batch.
+        done: handle of the event recorded behind the batch.
     """
 
     def __init__(self, slot: Slot, layout: Layout, max_batch: int, *, spin: bool) -> None:
-        import pycuda.driver as cuda
-
         self.slot, self._layout = slot, layout
         self._buffers: list[PinnedBuffer] = []
-        flags = cuda.event_flags.DISABLE_TIMING
-        self.done: Any = cuda.Event(flags if spin else flags | cuda.event_flags.BLOCKING_SYNC)
+        self.done = driver.create_event(spin=spin)
         try:
             for size in (max_batch * layout.image_bytes, layout.place(max_batch).total):
                 self._buffers.append(PinnedBuffer(size))
@@ -56,7 +54,7 @@ class Staging:
 
     def wait(self) -> None:
         """Wait until the last launch is done; the GIL is free meanwhile."""
-        self.done.synchronize()
+        driver.synchronize_event(self.done)
 
     def collect(self, rows: int) -> Outputs:
         """Copies of the outputs of the last launch, after :meth:`wait`."""
@@ -68,6 +66,7 @@ class Staging:
             self.__dict__.pop(name, None)
         if broken:
             return True
+        driver.destroy_event(self.done)
         freed = [buffer.free() for buffer in self._buffers]
         self.forget()
         return all(freed)
@@ -75,4 +74,3 @@ class Staging:
     def forget(self) -> None:
         """Drop what pycuda owns."""
         self._buffers.clear()
-        self.__dict__.pop("done", None)

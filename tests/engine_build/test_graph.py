@@ -360,7 +360,7 @@ Y = [("y", TensorProto.FLOAT, None)]
 
 
 def test_constant_nodes_become_initializers():
-    model = canonical([("Constant", "", "six", {"value_float": 6.0}), ("Clip", "x  six", "y")], {}, outputs=Y)
+    model = canonical([("Constant", "", "six", {"value_float": 6.0}), ("Clip", "x - six", "y")], {}, outputs=Y)
     assert ops(model) == {"Clip": 1}
     assert len(model.graph.initializer) == 1
 

@@ -208,6 +208,8 @@ void close_stream(Stream& s);
 // graphs.cpp
 // Refuses calls that are not allowed while a stream is being captured, and invalidates that capture.
 CUresult unsafe_in_capture();
+// Ends the capture of a stream, if there is one.
+void drop_capture(Stream& s);
 // Enqueues the work, or adds it to the graph under capture. `block` waits for it (not while capturing).
 CUresult submit(Lock& lk, Stream& s, std::shared_ptr<Work> w, bool block);
 

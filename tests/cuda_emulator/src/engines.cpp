@@ -202,6 +202,7 @@ void wait_context(Lock& lk, Context* c) {
 }
 
 void close_stream(Stream& s) {
+  drop_capture(s);
   s.closing = true;
   s.wake.notify_one();
 }

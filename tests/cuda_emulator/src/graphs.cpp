@@ -17,6 +17,12 @@ CUresult unsafe_in_capture() {
   return refused ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
+void drop_capture(Stream& s) {
+  auto& all = g().captures;
+  all.erase(std::remove(all.begin(), all.end(), s.capture), all.end());
+  s.capture.reset();
+}
+
 CUresult submit(Lock& lk, Stream& s, std::shared_ptr<Work> w, bool block) {
   if (s.capture) {
     if (s.capture->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -43,22 +49,35 @@ EMU_API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
   return CUDA_SUCCESS;
 }
 
+// The works of the capture, which is over whatever the call returns: a failure that a test asked for must not leave
+// the stream in capture, as a real one does not.
+static CUresult end_capture(CUstream handle, std::shared_ptr<Stream>* s, std::vector<std::shared_ptr<Work>>* works) {
+  if (!current()) return CUDA_ERROR_INVALID_CONTEXT;
+  if (CUresult r = find_stream(handle, s)) return r;
+  auto c = (*s)->capture;
+  if (!c) return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+  if (c->mode != CAPTURE_RELAXED && c->thread != std::this_thread::get_id()) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+  drop_capture(**s);
+  if (c->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  *works = c->works;
+  return CUDA_SUCCESS;
+}
+
 EMU_API CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
-  EMU_ENTER("cuStreamEndCapture", CONTEXT);
-  Lock lk(g().mu);
   *out = nullptr;
   std::shared_ptr<Stream> s;
-  if (CUresult r = find_stream(handle, &s)) return r;
-  if (!s->capture) return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
-  auto c = s->capture;
-  if (c->mode != CAPTURE_RELAXED && c->thread != std::this_thread::get_id()) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
-  s->capture.reset();
-  auto& all = g().captures;
-  all.erase(std::find(all.begin(), all.end(), c));
-  if (c->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  std::vector<std::shared_ptr<Work>> works;
+  CUresult ended;
+  {
+    Lock lk(g().mu);
+    ended = end_capture(handle, &s, &works);
+  }
+  EMU_ENTER("cuStreamEndCapture", CONTEXT);
+  if (ended) return ended;
+  Lock lk(g().mu);
   static uint64_t next = 1;
   *out = new_handle();
-  g().graphs[*out] = std::make_shared<Graph>(Graph{next++, s->ctx, c->works});
+  g().graphs[*out] = std::make_shared<Graph>(Graph{next++, s->ctx, works});
   return CUDA_SUCCESS;
 }
 

@@ -24,7 +24,7 @@ def test_a_call_that_fails_costs_one_batch(stack: Any, function: str) -> None:
         for seed in range(4):  # every slot, once more
             stack.emulator.fail(function, code=LAUNCH_FAILED)
             future = backend.submit(stack.images(5, seed))
-            with pytest.raises(DeviceError, match=r"batch of 5 failed|could not enqueue") as caught:
+            with pytest.raises(DeviceError, match="batch of 5 failed") as caught:
                 future.result(10)
             assert not caught.value.sticky
             stack.check(stack.images(8), backend.infer(stack.images(8)))
@@ -52,7 +52,7 @@ def test_what_tensorrt_logs_is_in_the_message(stack: Any) -> None:
 @pytest.mark.parametrize("operation", ["op:h2d", "op:compute", "op:d2h"])
 def test_a_broken_context_fails_fast_with_the_first_cause(stack: Any, operation: str) -> None:
     backend = stack.open()
-    stack.emulator.delays(2, 2, 2)
+    stack.emulator.delays(50, 50, 50)  # the failure comes after all three are submitted
     stack.check(stack.images(4), backend.infer(stack.images(4)))
     stack.emulator.fail(operation, code=ILLEGAL_ADDRESS)
     futures = [backend.submit(stack.images(4, seed)) for seed in range(3)]

@@ -1,0 +1,76 @@
+"""What a build tells: a table for people, a record for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from infer.bundle import Manifest, Plan
+from infer.command_line import human_bytes
+
+if TYPE_CHECKING:
+    from engine_build.source import Steps
+
+
+def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
+    """The result as JSON values: plans with their audits, times in seconds, notes."""
+    return {
+        "bundle": str(folder), "model": manifest.model.name, "precision": manifest.precision,
+        "trained": manifest.model.trained, "weights": manifest.model.weights, "seconds": steps.seconds,
+        "float32_nodes": manifest.float32_nodes, "notes": manifest.notes,
+        "plans": [
+            {"target": p.target, "files": [f.file for f in p.files], "version": p.version, "seconds": p.seconds,
+             "compute_capabilities": p.compute_capabilities, "gpu": p.gpu, "notes": p.notes,
+             "audit": p.audit["summary"]}
+            for p in manifest.plans
+        ],
+    }  # fmt: skip
+
+
+_ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
+    ("kernels", lambda plan, audit: f"{audit['kernels']} ({_mix(audit['layer_precisions'])})"),
+    ("convolutions, products", lambda plan, audit: _mix(audit["mac_precisions"])),
+    ("int8 kernels writing floats", lambda plan, audit: str(audit.get("widening") or "-")),
+    ("reformats", lambda plan, audit: str(audit["reformats"])),
+    ("file", lambda plan, audit: human_bytes(sum(entry.size for entry in plan.files))),
+    ("scratch, largest batch", lambda plan, audit: _optional_bytes(audit.get("activation_bytes"))),
+    ("DRAM an image, estimate", lambda plan, audit: _optional_bytes(audit.get("dram_bytes_per_image"))),
+    ("built in", lambda plan, audit: f"{plan.seconds:.1f} s"),
+)
+
+
+def _optional_bytes(size: int | None) -> str:
+    return "-" if size is None else human_bytes(size)
+
+
+def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
+    """Print the plans side by side, then times, notes and warnings."""
+    out = Console(highlight=False)
+    table = Table(title=f"{folder}", title_justify="left")
+    table.add_column("")
+    for plan in manifest.plans:
+        table.add_column(f"{plan.target} {plan.version}")
+    for label, cell in _ROWS:
+        table.add_row(label, *(cell(plan, plan.audit["summary"]) for plan in manifest.plans))
+    out.print(table)
+    out.print("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()), markup=False)
+    for plan in manifest.plans:
+        if plan.compute_capabilities and plan.gpu is None:
+            out.print(f"{plan.target} runs on compute capability {', '.join(plan.compute_capabilities)}", markup=False)
+        for note in plan.notes:
+            out.print(f"note ({plan.target}): {note}", markup=False)
+    for note in manifest.notes:
+        out.print(f"note: {note}", markup=False)
+    if not manifest.model.trained:
+        out.print(
+            f"WARNING: {manifest.model.name} has RANDOM weights: good for inspection and benchmarks, its predictions "
+            "mean nothing. Pass a checkpoint with WEIGHTS=path (--weights).", style="bold yellow", markup=False,
+        )  # fmt: skip
+
+
+def _mix(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())

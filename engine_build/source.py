@@ -1,0 +1,171 @@
+"""The first half of every build: weights or a user's graph, exported, through the passes, float32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from engine_build.zoo import Model, find_model
+from infer.bundle import ModelInfo
+from infer.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from engine_build.graph import Logits
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which network. None means the default that is named.
+
+    Attributes:
+        model: row of the zoo; with ``onnx`` any name.
+        weights: checkpoint; None searches (see :func:`engine_build.weights.load_weights`).
+        onnx: a user's own float classifier instead of a row of the zoo.
+        preprocessing: None for the row's, or ImageNet's with ``onnx``.
+        num_classes, width: of the network; None for the checkpoint's and the row's.
+        require_weights: random weights are an error.
+        offline: do not try to download weights.
+        seed: of random weights.
+    """
+
+    model: str
+    weights: Path | None = None
+    onnx: Path | None = None
+    preprocessing: Preprocessing | None = None
+    num_classes: int | None = None
+    width: float | None = None
+    require_weights: bool = False
+    offline: bool = False
+    seed: int = 0
+
+    @property
+    def spec(self) -> Preprocessing:
+        """The pre-processing that applies."""
+        if self.preprocessing is not None:
+            return self.preprocessing
+        return find_model(self.model).preprocessing if self.onnx is None else Preprocessing()
+
+
+@dataclass
+class Steps:
+    """Reports steps and keeps their times, in seconds.
+
+    Attributes:
+        say: called with one line for people.
+        seconds: step to its duration.
+    """
+
+    say: Callable[[str], None] = lambda line: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A float graph with what is known about it."""
+
+    graph: onnx.ModelProto
+    reference: Logits
+    info: ModelInfo
+    row: Model | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float32 graph that has been through the passes, with what is known about it.
+
+    Attributes:
+        graph: input ``images`` uint8 ``[N, H, W, 3]``, outputs as the bundle has them.
+        spec: its pre-processing.
+        info: for the manifest.
+        row: of the zoo, None for a user's graph.
+        reference: logits of the network it came from.
+        folded: BNs that the passes folded.
+        notes: what a user should be told.
+    """
+
+    graph: onnx.ModelProto
+    spec: Preprocessing
+    info: ModelInfo
+    row: Model | None
+    reference: Logits
+    folded: int
+    notes: tuple[str, ...] = ()
+
+
+def load_source(options: SourceOptions, steps: Steps) -> Source:
+    """Get the network and bring its graph into the form that every precision starts from.
+
+    Raises:
+        InputError, WeightsError, GraphError: see the functions that are called.
+    """
+    from engine_build.graph import prepare
+
+    spec = options.spec
+    if options.onnx is not None:
+        from engine_build.export import load_user_graph
+        from infer.files import sha256_file
+
+        with steps.step("load"):
+            graph, reference, classes = load_user_graph(options.onnx, spec)
+        row: Model | None = None
+        notes: tuple[str, ...] = ()
+        info = ModelInfo(
+            name=options.model,
+            num_classes=classes,
+            weights=options.onnx.name,
+            weights_sha256=sha256_file(options.onnx),
+            trained=True,
+        )
+    else:
+        row, info, notes, graph, reference = _export(options, spec, steps)
+    with steps.step("passes"):
+        folded = prepare(graph, spec, info.num_classes, reference)
+    return Source(graph, spec, info, row, reference, folded, notes)
+
+
+def _export(
+    options: SourceOptions, spec: Preprocessing, steps: Steps
+) -> tuple[Model, ModelInfo, tuple[str, ...], onnx.ModelProto, Logits]:
+    from engine_build.export import export_torch
+    from engine_build.weights import load_weights
+
+    row = find_model(options.model)
+    with steps.step("weights"):
+        weights = load_weights(
+            row,
+            options.weights,
+            require=options.require_weights,
+            offline=options.offline,
+            num_classes=options.num_classes,
+            width=options.width,
+            seed=options.seed,
+        )
+    steps.say(f"weights: {weights.source}" + ("" if weights.trained else " - UNTRAINED"))
+    official = weights.trained and options.weights is None
+    info = ModelInfo(
+        name=row.name,
+        num_classes=weights.model.fc.out_features,
+        weights=weights.source,
+        weights_sha256=weights.sha256,
+        trained=weights.trained,
+        width=options.width or row.width,
+        top1=row.top1 if official else None,
+        top5=row.top5 if official else None,
+    )
+    with steps.step("export"):
+        graph, reference = export_torch(weights.model, spec)
+    return row, info, weights.notes, graph, reference
