@@ -79,7 +79,7 @@ class ActivationSession:
             raise InputError(f"expected {expected}, found {batch.dtype} {list(batch.shape)}")
 
     def run(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Every named tensor for one image ``[1, *image_shape]``; the arrays are the caller's to overwrite.
+        """Every named tensor for one image ``[1, *image_shape]``.
 
         Raises:
             GraphError: ONNX Runtime fails.
@@ -92,7 +92,7 @@ class ActivationSession:
                 raise GraphError(f"ONNX Runtime cannot run the graph ({_one_line(error)})") from error
             found = dict(zip(self._outputs, arrays, strict=True))
         if self.input_name in self.tensors:
-            found[self.input_name] = image.copy()
+            found[self.input_name] = image
         return found
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ class _Observers:
         self.images.observe(image[0])
         arrays = session.run(image)
         for name, observer in self.tensors.items():
-            observer.observe(name, arrays.pop(name), overwrite=True)
+            observer.observe(name, arrays.pop(name))
 
     def merge(self, other: _Observers) -> None:
         self.images.merge(other.images)

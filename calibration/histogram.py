@@ -11,10 +11,7 @@ Since the largest magnitude lies in the upper half of the range, at least ``BINS
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +21,10 @@ BINS = 4096
 # Below 2**MIN_EXPONENT everything is zero. Keeps BINS / 2**exponent inside float32.
 MIN_EXPONENT = -100
 _BITS = BINS.bit_length() - 1
-# Shorter arrays are counted directly: looking up all bin edges in the sorted array would cost more. So are arrays
-# with few zeros, where counting has no repeated bin to wait for.
-_SORT_FROM = 24 * BINS
-_SORT_ZEROS = 0.3
-_SAMPLE_STEP = 61
-_BLOCK = 1 << 17  # values; a temporary array of these stays in the cache
+_BLOCK = 1 << 16  # values; the temporary arrays of so many stay in the cache
+# Behind a ReLU half of all values are zero, and a processor that adds to one counter again and again waits for its
+# own last store each time. Even and odd positions are counted apart, so that two such chains run at once.
+_LANES = np.tile(np.array([0, BINS], np.int32), _BLOCK // 2)
 
 
 @dataclass
@@ -79,59 +74,21 @@ def coarsen(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
     return wide
 
 
-def magnitude_histogram(magnitudes: NDArray[np.float32], amax: float, *, kernel: str | None = None) -> Histogram:
+def magnitude_histogram(values: NDArray[np.float32], amax: float) -> Histogram:
     """The histogram of one array.
 
     Args:
-        magnitudes: float32 of any shape, finite, all in ``[0, amax]``. **Overwritten**: it serves as scratch.
-        amax: the largest of them.
-        kernel: ``sort`` or ``count``, None for the faster one here. Both give the same counts.
+        values: float32 of any shape, C-contiguous for speed, finite.
+        amax: their largest magnitude.
     """
     exponent = range_exponent(amax)
-    flat = magnitudes.reshape(-1)
-    np.multiply(flat, np.float32(math.ldexp(1.0, _BITS - exponent)), out=flat)
-    if kernel is None:
-        kernel = "sort" if _sorting_pays(flat) else "count"
-    counts = _count_sorted(flat) if kernel == "sort" else _count_directly(flat)
-    return Histogram(counts, exponent)
-
-
-def _count_directly(scaled: NDArray[np.float32]) -> NDArray[np.int64]:
-    counts = np.zeros(BINS, np.int64)
-    for start in range(0, scaled.size, _BLOCK):
-        counts += np.bincount(scaled[start : start + _BLOCK].astype(np.intp), minlength=BINS)
-    return counts
-
-
-def _count_sorted(scaled: NDArray[np.float32]) -> NDArray[np.int64]:
-    # bincount waits for its own last store whenever a bin repeats, and after a ReLU half of all values are the
-    # same zero. With AVX-512 numpy sorts 16-bit integers fast enough to be done in half of bincount's time then.
-    bins = scaled.astype(np.uint16)
-    bins.sort()
-    starts = np.searchsorted(bins, np.arange(BINS, dtype=np.uint16))
-    return np.diff(starts, append=bins.size).astype(np.int64, copy=False)
-
-
-def _sorting_pays(scaled: NDArray[np.float32]) -> bool:
-    if scaled.size < _SORT_FROM or not _sorting_is_fast():
-        return False
-    sample = scaled[::_SAMPLE_STEP]
-    return bool(np.count_nonzero(sample) < (1 - _SORT_ZEROS) * sample.size)
-
-
-@functools.cache
-def _sorting_is_fast() -> bool:
-    """Ask this machine once; numpy's build and the CPU decide (0.5 or 13 times bincount). Never changes counts."""
-    random, size = np.random.default_rng(0), 2 * _SORT_FROM
-    probe = random.random(size, np.float32) * (random.random(size, np.float32) < 0.5) * np.float32(BINS)
-    return _seconds(_count_sorted, probe) < _seconds(_count_directly, probe)
-
-
-def _seconds(count: Callable[[NDArray[np.float32]], object], probe: NDArray[np.float32]) -> float:
-    """Least of three times."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        count(probe)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    scale = np.float32(math.ldexp(1.0, _BITS - exponent))
+    flat = values.reshape(-1)
+    lanes = np.zeros(2 * BINS, np.int64)
+    for start in range(0, flat.size, _BLOCK):
+        bins = (flat[start : start + _BLOCK] * scale).astype(np.int32)
+        np.abs(bins, out=bins)  # the cast rounds towards zero
+        bins += _LANES[: bins.size]
+        # A quarter faster than bincount, which looks for the extremes first.
+        np.add.at(lanes, bins.astype(np.intp), np.int64(1))
+    return Histogram(lanes[:BINS] + lanes[BINS:], exponent)

@@ -41,13 +41,12 @@ class TensorObserver:
         """The largest magnitude."""
         return max(-self.minimum, self.maximum, 0.0)
 
-    def observe(self, name: str, values: NDArray[Any], *, overwrite: bool = False) -> None:
+    def observe(self, name: str, values: NDArray[Any]) -> None:
         """Add one array.
 
         Args:
             name: the tensor's name, for messages.
             values: float32 or float16, any shape.
-            overwrite: allow ``values`` to be used as scratch.
 
         Raises:
             GraphError: NaN or infinity, no elements, or another type than float32 and float16.
@@ -57,7 +56,7 @@ class TensorObserver:
         if values.size == 0:
             raise GraphError(f"tensor {name!r} has no elements, found shape {values.shape}; remove it from the list")
         if values.dtype == np.float16:
-            values, overwrite = values.astype(np.float32), True
+            values = values.astype(np.float32)
         # Adding 0.0 turns -0.0, which equals 0.0, into it: which of both min and max keep would depend on the order.
         low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -69,10 +68,7 @@ class TensorObserver:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self.elements += values.size
         if self.histogram is not None:
-            scratch = values if overwrite and values.flags.writeable and values.flags.c_contiguous else values.copy("C")
-            if low < 0:
-                np.abs(scratch, out=scratch)
-            self.histogram.join(magnitude_histogram(scratch, max(-low, high)))
+            self.histogram.join(magnitude_histogram(values, max(-low, high)))
 
     def merge(self, other: TensorObserver) -> None:
         """Add what ``other`` saw."""

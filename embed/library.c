@@ -11,12 +11,27 @@ static _Thread_local char last_error[2048];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static char startup_error[512];
 
-static void start_interpreter(void)
+#define ADVICE "Set IRESNET_PYTHON to the python executable of an environment that has this package"
+
+static void extend_path(void)
 {
-    /* A program that loads this library with RTLD_LOCAL hides libpython from NumPy and all other extension modules. */
-    dlopen(IRESNET_LIBPYTHON, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
-    if (Py_IsInitialized())
-        return;
+    PyObject *list = PySys_GetObject("path");
+    const char *first = getenv("IRESNET_PYTHONPATH");
+    PyObject *text = PyUnicode_DecodeFSDefault(first ? first : "");
+    PyObject *parts = text ? PyObject_CallMethod(text, "split", "s", ":") : NULL;
+    PyObject *last = PyUnicode_DecodeFSDefault(IRESNET_PACKAGE_PATH);
+    if (list && parts && first && *first)
+        PyList_SetSlice(list, 0, 0, parts);
+    if (list && last)
+        PyList_Append(list, last);
+    Py_XDECREF(text);
+    Py_XDECREF(parts);
+    Py_XDECREF(last);
+    PyErr_Clear();
+}
+
+static int initialise(void)
+{
     const char *python = getenv("IRESNET_PYTHON");
     PyConfig config;
     PyConfig_InitPythonConfig(&config);
@@ -27,27 +42,36 @@ static void start_interpreter(void)
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
     PyConfig_Clear(&config);
-    if (PyStatus_Exception(status)) {
-        snprintf(startup_error, sizeof startup_error, "Python could not be started: %s. Set IRESNET_PYTHON to the python "
-                 "executable of an environment that has this package", status.err_msg ? status.err_msg : "unknown reason");
+    if (!PyStatus_Exception(status))
+        return 1;
+    snprintf(startup_error, sizeof startup_error, "Python could not be started: %s. " ADVICE,
+             status.err_msg ? status.err_msg : "unknown reason");
+    return 0;
+}
+
+static void start(void)
+{
+    /* A program that loads this library with RTLD_LOCAL hides libpython from NumPy and all other extension modules. */
+    dlopen(IRESNET_LIBPYTHON, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+    const int ours = !Py_IsInitialized();
+    PyGILState_STATE held = PyGILState_UNLOCKED;
+    if (!ours)
+        held = PyGILState_Ensure();
+    else if (!initialise())
         return;
-    }
-    const char *paths[] = {getenv("IRESNET_PYTHONPATH"), IRESNET_PACKAGE_PATH};
-    PyObject *list = PySys_GetObject("path");
-    if (paths[0] && *paths[0]) {
-        PyObject *text = PyUnicode_DecodeFSDefault(paths[0]);
-        PyObject *parts = text ? PyObject_CallMethod(text, "split", "s", ":") : NULL;
-        if (list && parts)
-            PyList_SetSlice(list, 0, 0, parts);
-        Py_XDECREF(parts);
-        Py_XDECREF(text);
-    }
-    PyObject *last = PyUnicode_DecodeFSDefault(paths[1]);
-    if (list && last)
-        PyList_Append(list, last);
-    Py_XDECREF(last);
-    PyErr_Clear();
-    PyEval_SaveThread();
+    else
+        extend_path();
+    /* Up to Python 3.11, cffi's start-up uses this type's version tag as a spin lock and takes it to be 0, which it is
+     * not where the process has used capsules before. With the GIL held, nobody sets it again until cffi is through. */
+    PyType_Modified(&PyCapsule_Type);
+    char message[256];
+    if (!(_iresnet_start(message, sizeof message) & ANSWERED))
+        snprintf(startup_error, sizeof startup_error,
+                 "the Python package infer could not be loaded; standard error says why. " ADVICE);
+    if (ours)
+        PyEval_SaveThread();
+    else
+        PyGILState_Release(held);
 }
 
 static iresnet_status fail(iresnet_status status, const char *message)
@@ -59,7 +83,7 @@ static iresnet_status fail(iresnet_status status, const char *message)
 static int ready(void)
 {
     last_error[0] = 0;
-    pthread_once(&once, start_interpreter);
+    pthread_once(&once, start);
     if (startup_error[0])
         fail(IRESNET_INTERNAL_ERROR, startup_error);
     return !startup_error[0];
@@ -68,8 +92,7 @@ static int ready(void)
 static iresnet_status answer(int result)
 {
     if (!(result & ANSWERED))
-        return fail(IRESNET_INTERNAL_ERROR, "the Python package infer could not be loaded; standard error says why. Set "
-                    "IRESNET_PYTHON to the python executable of an environment that has this package");
+        return fail(IRESNET_INTERNAL_ERROR, "the interpreter failed; standard error says why");
     return (iresnet_status)(result & ~ANSWERED);
 }
 

@@ -16,7 +16,7 @@ from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
 from engine_build import cli_options as o
 from engine_build.build_report import as_record, print_result
 from engine_build.source import Steps
-from engine_build.zoo import MODELS, count_macs, count_parameters, create_model
+from engine_build.zoo import MODELS, count_macs, count_parameters, shape_only
 from infer.command_line import DebugOption, JsonOption, guarded
 
 app = typer.Typer(
@@ -221,9 +221,10 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
             weights = "cached"
         else:
             weights = "official" if row.drive_id else "none"
-        size = {"parameters": count_parameters(create_model(row.name)), "gmac": count_macs(row) / 1e9}
+        size = {"parameters": count_parameters(shape_only(row)), "gmac": count_macs(row) / 1e9}
         use = {"input": row.preprocessing.crop, "classes": row.num_classes, "top1": row.top1, "top5": row.top5}
-        rows.append({"model": row.name, **size, **use, "weights": weights})
+        link = {"download": f"https://drive.google.com/uc?id={row.drive_id}" if row.drive_id else None}
+        rows.append({"model": row.name, **size, **use, "weights": weights, **link})
     if as_json:
         print(json.dumps(rows))
         return
@@ -231,6 +232,8 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         title="Models",
         title_justify="left",
         box=box.SIMPLE,
+        pad_edge=False,
+        padding=0,
         caption="GMAC of one image; published ImageNet accuracy; official = to be downloaded",
     )
     for head in ("model", "parameters", "GMAC", "input", "classes", "top-1", "top-5", "weights"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,7 +133,7 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
     index = Index(model)
     folded: list[onnx.NodeProto] = []
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-        layer = index.producer.get(norm.input[0])
+        layer: Any = index.producer.get(norm.input[0])
         if layer is None or layer.op_type not in ("Conv", "Gemm"):
             continue
         if index.only_consumer(layer.output[0]) is not norm:

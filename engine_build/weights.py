@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine_build.synthetic import synthetic_images
-from engine_build.zoo import Model, count_parameters, create_model
+from engine_build.zoo import Model, count_parameters, create_model, shape_only
 from infer.errors import WeightsError
 from infer.files import replacing, sha256_file, write_bytes
 
@@ -228,7 +228,7 @@ def _download(row: Model) -> Path:
 
     assert row.drive_id is not None
     target = cache_folder() / f"{row.name}.pth"
-    least = 4 * count_parameters(create_model(row.name))
+    least = 4 * count_parameters(shape_only(row))
     with replacing(target) as temporary:
         try:
             result = gdown.download(id=row.drive_id, output=str(temporary), quiet=False)

@@ -126,6 +126,16 @@ def create_model(name: str, num_classes: int | None = None, width: float | None 
     return model.eval()
 
 
+def shape_only(row: Model) -> IResNet:
+    """The network of ``row`` in eval mode without memory for its weights (torch's meta device): made in no time."""
+    import torch
+
+    from engine_build.iresnet import IResNet
+
+    with torch.device("meta"):
+        return IResNet(row.arch, row.num_classes, row.width).eval()
+
+
 def count_parameters(model: IResNet) -> int:
     """Learned parameters; BN statistics are buffers and do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -138,8 +148,6 @@ def count_macs(row: Model, size: int | None = None) -> int:
     """
     import torch
 
-    from engine_build.iresnet import IResNet
-
     total = 0
 
     def count(module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -149,8 +157,8 @@ def count_macs(row: Model, size: int | None = None) -> int:
         total += output[0].numel() * weight[0].numel()
 
     size = row.preprocessing.crop if size is None else size
+    model = shape_only(row)
     with torch.device("meta"), torch.no_grad():
-        model = IResNet(row.arch, row.num_classes, row.width).eval()
         for module in model.modules():
             if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
                 module.register_forward_hook(count)

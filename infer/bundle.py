@@ -21,6 +21,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 LABELS = "labels.txt"
+_SIGNATURE = [("images", "uint8", 4), ("logits", "float32", 2), ("scores", "float32", 2), ("classes", "int32", 2)]
 
 
 class _Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
@@ -152,8 +153,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = msgspec.convert(raw, Manifest)
         Preprocessing.from_json(manifest.preprocessing)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, BundleError) as error:
         raise BundleError(f"{path}: {error}; build the bundle again") from error
+    found = [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in (*manifest.inputs, *manifest.outputs)]
+    if found != _SIGNATURE:
+        raise BundleError(
+            f"{path}: expected the inputs and outputs {_SIGNATURE}, found {found}; build the bundle again"
+        )
+    if (classes := manifest.outputs[0].shape[1]) != manifest.model.num_classes:
+        raise BundleError(f"{path}: {manifest.model.num_classes} classes but {classes} logits; build the bundle again")
     return manifest
 
 
@@ -185,7 +193,10 @@ def read_labels(folder: Path, manifest: Manifest) -> list[str]:
         BundleError: the file is damaged or its count is not ``num_classes``.
     """
     check_files(folder, [manifest.labels])
-    labels = (folder / manifest.labels.file).read_text(encoding="utf-8").splitlines()
+    try:
+        labels = (folder / manifest.labels.file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{folder / LABELS}: expected UTF-8 text ({error}); build the bundle again") from error
     if len(labels) != manifest.model.num_classes:
         raise BundleError(f"{folder / LABELS}: expected {manifest.model.num_classes} lines, found {len(labels)}")
     return labels

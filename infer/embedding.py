@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class Library:
 
     def register(self) -> None:
         """Put the functions behind the declarations."""
-        for name in ("open", "info", "label", "preprocess", "infer", "infer_device", "close"):
+        for name in ("start", "open", "info", "label", "preprocess", "infer", "infer_device", "close"):
             self._ffi.def_extern(name=f"_iresnet_{name}", error=0)(self._guarded(getattr(self, name)))
 
     def _guarded(self, function: Callable[..., None]) -> Callable[..., int]:
@@ -98,6 +99,9 @@ class Library:
         if found is None:
             raise InputError("this runner is not open: it was closed, or iresnet_open failed")
         return found
+
+    def start(self) -> None:
+        """Answer: the package is loaded."""
 
     def open(self, bundle: Any, target: Any, threads: int, allow_untrained: int, handle: Any) -> None:
         """``iresnet_open``."""
@@ -224,4 +228,6 @@ def _describe(error: BaseException) -> tuple[int, str]:
     ):  # fmt: skip
         if isinstance(error, kind):
             return status, text
+    if isinstance(error, ImportError):
+        text += f". Set IRESNET_PYTHON to the python of an environment that has all packages, not {sys.executable}"
     return INTERNAL, f"{type(error).__name__}: {text}"

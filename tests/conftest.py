@@ -5,6 +5,7 @@ Imports are inside the fixtures, so that a test of one small module does not wai
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -42,8 +43,7 @@ def build_once(shared_folder) -> Callable[..., Path]:
         from engine_build.build import BuildOptions, build
 
         folder = shared_folder / name
-        with (shared_folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(shared_folder / f"{name}.lock"):
             if not folder.exists():
                 build(BuildOptions(output=folder, targets=("openvino",), offline=True, **options))
         return folder
@@ -51,10 +51,36 @@ def build_once(shared_folder) -> Callable[..., Path]:
     return get
 
 
+@contextlib.contextmanager
+def locked(path: Path):
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
-def shipped(build_once) -> Callable[[str], Path]:
-    """``shipped(precision)``: the trained model for OpenVINO. Read-only; take ``own`` to change one."""
-    return lambda precision: build_once(f"{SHIPPED}-{precision}", model=SHIPPED, precision=precision)
+def shipped(build_once, shared_folder) -> Callable[[str], Path]:
+    """``shipped(precision)``: the trained model for OpenVINO. Read-only; take ``own`` to change one.
+
+    All are built at the first call: the export takes most of the time and is the same for all.
+    """
+
+    def get(precision: str) -> Path:
+        from engine_build import build as pipeline
+
+        loaded = []
+
+        def load_source(options, steps, load=pipeline.load_source):
+            if not loaded:
+                loaded.append(load(options, steps))
+            return loaded[0]
+
+        with locked(shared_folder / "shipped.lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "load_source", load_source)
+            folders = {p: build_once(f"{SHIPPED}-{p}", model=SHIPPED, precision=p) for p in ("fp32", "fp16", "bf16", "int8")}
+        return folders[precision]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -104,3 +104,25 @@ def pictures(count: int, side: int = SIDE, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     low = rng.integers(0, 128, (count, 1, 1, 3))
     return (low + rng.integers(0, 128, (count, side, side, 3))).astype(np.uint8)
+
+
+def weights_of(*shape: int, seed: int = 0) -> np.ndarray:
+    """Normal float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(model: onnx.ModelProto, image: np.ndarray, names: list[str] | None = None) -> list[np.ndarray]:
+    """Outputs, or tensors by name, of a graph in ONNX Runtime, each node computed as it is written."""
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in probe.graph.output}
+    for name in names or []:
+        if name not in known:
+            probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(names, {session.get_inputs()[0].name: image})

@@ -45,6 +45,7 @@ class OnnxRuntimeBackend:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise TargetUnavailableError(f"ONNX Runtime cannot run {model}: {str(error)[:300]}") from error
+        self._closed = False
         self.device = f"CPU (ONNX Runtime {onnxruntime.__version__})"
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
@@ -58,7 +59,10 @@ class OnnxRuntimeBackend:
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """See :meth:`infer.backends.base.Backend.infer`."""
+        if self._closed:
+            raise TargetUnavailableError("this backend is closed")
         return Outputs(*self._session.run(["logits", "scores", "classes"], {"images": batch}))
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Refuse further calls; the session goes with the last reference to it."""
+        self._closed = True

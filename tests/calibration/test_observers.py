@@ -59,19 +59,18 @@ def test_range_is_exact(array):
 
 
 @given(values)
-def test_input_survives_unless_overwriting_is_allowed(array):
+def test_input_is_left_alone(array):
     before = array.copy()
     TensorObserver().observe("t", array)
     assert array.tobytes() == before.tobytes()
 
 
-def test_overwriting_gives_the_same_result():
+def test_layout_in_memory_does_not_matter():
     array = np.random.default_rng(0).standard_normal((3, 40, 41)).astype(np.float32)
-    one, other, transposed = TensorObserver(), TensorObserver(), TensorObserver()
+    one, other = TensorObserver(), TensorObserver()
     one.observe("t", array)
-    transposed.observe("t", array.transpose(2, 0, 1), overwrite=True)
-    other.observe("t", array, overwrite=True)
-    assert state(one) == state(other) == state(transposed)
+    other.observe("t", array.transpose(2, 0, 1))
+    assert state(one) == state(other)
 
 
 def test_float16_counts_as_its_float32_value():

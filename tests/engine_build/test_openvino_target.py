@@ -46,13 +46,13 @@ def test_the_plan(tiny, tmp_path):
     assert audit["mac_precisions"] == {"fp32": 2}
     assert sum(audit["layer_types"].values()) == sum(audit["layer_precisions"].values()) == audit["layers"]
     assert audit["engine_bytes"] == sum(entry.size for entry in plan.files)
-    assert set(plan.audit["node_precisions"]) == {"stem", "fc"}  # the ONNX nodes, by name
+    assert set(plan.audit["node_precisions"]) == {"stem", "logits"}  # ONNX nodes by name, the last by its output
 
 
 def test_every_layer_with_weights_is_audited(shipped):
     (plan,) = read_manifest(shipped("fp32")).plans
     assert plan.audit["summary"]["mac_precisions"] == {"fp32": 54}
-    assert {"conv1", "layer3.5.conv2", "layer4.0.downsample.1", "fc"} <= set(plan.audit["node_precisions"])
+    assert {"conv1", "layer3.5.conv2", "layer4.0.downsample.1"} <= set(plan.audit["node_precisions"])
 
 
 def test_bf16_runs_as_bf16_where_the_cpu_has_it(shipped):

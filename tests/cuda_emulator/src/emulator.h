@@ -162,6 +162,7 @@ struct State {
   Engine engines[ENGINES];
   std::unordered_map<void*, std::shared_ptr<Context>> contexts;
   std::unordered_map<void*, std::shared_ptr<Stream>> streams;
+  std::vector<std::shared_ptr<Stream>> closing;  // destroyed by the user, with work under way
   std::unordered_map<void*, std::shared_ptr<Event>> events;
   std::unordered_map<void*, std::shared_ptr<Graph>> graphs, execs;
   std::map<uint64_t, Allocation> allocations;

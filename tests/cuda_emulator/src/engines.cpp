@@ -57,6 +57,7 @@ static void run(Lock& lk, Stream& s, const std::shared_ptr<Op>& op) {
     e->free_at.resize(size_t(e->width), 0);
     lane = size_t(std::min_element(e->free_at.begin(), e->free_at.end()) - e->free_at.begin());
     ready = std::max(ready, e->free_at[lane]);
+    e->free_at[lane] = INT64_MAX;  // taken
     S.progress.notify_all();  // the next in line may have a lane of its own
   }
   op->start = op->finish = ready;
@@ -95,7 +96,11 @@ static void worker(std::shared_ptr<Stream> s) {
   Lock lk(S.mu);
   for (;;) {
     s->wake.wait(lk, [&] { return !s->queue.empty() || s->closing; });
-    if (s->queue.empty()) return;
+    if (s->queue.empty()) {
+      auto& closing = S.closing;
+      closing.erase(std::remove(closing.begin(), closing.end(), s), closing.end());
+      return;
+    }
     std::shared_ptr<Op> op = s->queue.front();
     run(lk, *s, op);
     s->free_at = op->finish;
@@ -197,6 +202,8 @@ void wait_context(Lock& lk, Context* c) {
   std::vector<std::shared_ptr<Op>> lasts;
   for (auto& [h, s] : g().streams)
     if (s->ctx.get() == c && s->last) lasts.push_back(s->last);
+  for (auto& s : g().closing)
+    if (s->ctx.get() == c && s->last) lasts.push_back(s->last);
   if (c->legacy && c->legacy->last) lasts.push_back(c->legacy->last);
   for (auto& op : lasts) wait_op(lk, op);
 }
@@ -204,6 +211,7 @@ void wait_context(Lock& lk, Context* c) {
 void close_stream(Stream& s) {
   drop_capture(s);
   s.closing = true;
+  if (s.worker) g().closing.push_back(s.shared_from_this());
   s.wake.notify_one();
 }
 

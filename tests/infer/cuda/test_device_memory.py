@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator.emulator import COMPUTE, ENGINE_COMPUTE
+from cuda_emulator.emulator import COMPUTE, D2H, ENGINE_COMPUTE, H2D
 from numpy.typing import NDArray
 
 from infer.cuda import dlpack
@@ -222,6 +222,22 @@ def test_the_default_stream_stays_in_order(stack: Any, device: Device) -> None:
         results = backend.infer_device(Interface(memory, images.shape))
         logits = device.download(results.logits.pointer, (8, 10), np.float32)  # the default stream waits
         np.testing.assert_array_equal(logits, stack.expected(images)[0])
+        pinned.base.free()
+
+
+def test_work_of_others_on_the_default_stream_holds_nobody_up(stack_11: Any, device: Device) -> None:
+    with stack_11.open() as backend:
+        memory, pinned = device.upload(np.zeros(64, np.uint8)), device.cuda.pagelocked_empty(64, np.uint8)
+        stack_11.emulator.delay(D2H, 60)
+        device.cuda.memcpy_dtoh_async(pinned, memory)
+        stack_11.emulator.delay(D2H, 0)
+        with stack_11.emulator.tracing() as operations:
+            future = backend.submit(stack_11.images(4))
+            device.cuda.Context.synchronize()
+            future.result()
+        other = next(op for op in operations if op.bytes == 64)
+        first = next(op for op in operations if op.kind == H2D)
+        assert first.finish < other.finish
         pinned.base.free()
 
 

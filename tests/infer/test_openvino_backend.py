@@ -1,0 +1,147 @@
+"""The CPU target: batches of every size, threads, its cache, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import numpy as np
+import openvino
+import pytest
+from small_models import pictures
+
+from infer.backends.openvino import LARGEST_BATCH, OpenVINOBackend
+from infer.errors import TargetUnavailableError
+
+FULL_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+@pytest.fixture(scope="module")
+def backend(tiny):
+    opened = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION)
+    yield opened
+    opened.close()
+
+
+def test_batches_of_every_size_give_the_same(backend):
+    images = pictures(LARGEST_BATCH)
+    single = [backend.infer(image[None]) for image in images]
+    for count in range(1, LARGEST_BATCH + 1):  # 3, 5, 6 and 7 are filled up to a power of two
+        found = backend.infer(images[:count])
+        assert [len(array) for array in found] == [count] * 3
+        for row in range(count):
+            np.testing.assert_allclose(found.logits[row], single[row].logits[0], atol=1e-4)
+            assert np.array_equal(found.classes[row], single[row].classes[0])
+
+
+def test_types(backend):
+    found = backend.infer(pictures(2))
+    assert [array.dtype for array in found] == [np.float32, np.float32, np.int32]
+    assert all(array.base is None for array in found)  # copies, not the engine's own memory
+
+
+def test_many_submitted_at_once_keep_their_results(backend):
+    images = pictures(64)
+    futures = [backend.submit(images[n : n + 1]) for n in range(64)]
+    several = backend.submit(images[:7])
+    found = np.concatenate([future.result(60).logits for future in futures])
+    np.testing.assert_allclose(several.result(60).logits, found[:7], atol=1e-4)
+    assert np.unique(found.round(3), axis=0).shape[0] == 64
+
+
+def test_device_and_limits(backend):
+    assert backend.max_batch == LARGEST_BATCH
+    assert backend.in_flight >= 1
+    assert backend.device.startswith("CPU (")
+    assert f"{backend.in_flight} streams" in backend.device
+    assert backend.input_shape == (32, 32, 3)
+
+
+def test_one_thread(tiny):
+    backend = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION, threads=1)
+    assert "1 threads, 1 streams" in backend.device
+    backend.close()
+
+
+def test_an_onnx_graph_is_accepted(tiny, backend):
+    direct = OpenVINOBackend(tiny / "model.onnx", FULL_PRECISION)
+    np.testing.assert_allclose(direct.infer(pictures(2)).logits, backend.infer(pictures(2)).logits, atol=1e-4)
+    direct.close()
+
+
+def test_the_runtime_model_shows_what_runs(backend):
+    kinds = [op.get_rt_info()["layerType"].astype(str) for op in backend.runtime_model().get_ordered_ops()]
+    assert "Convolution" in kinds
+
+
+def test_compiled_models_are_cached(tiny, tmp_path):
+    for name in ("openvino.xml", "openvino.bin"):
+        shutil.copy(tiny / name, tmp_path / name)
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        OpenVINOBackend(tmp_path / "openvino.xml", FULL_PRECISION, cache).close()
+        assert len(list(cache.glob("*.blob"))) == 1  # the second time it is found
+
+
+def test_the_cache_of_the_build_is_used(own, tiny):
+    bundle = own(tiny)
+    before = sorted(path.name for path in (bundle / "openvino.cache").glob("*.blob"))
+    assert before
+    OpenVINOBackend(bundle / "openvino.xml", FULL_PRECISION, bundle / "openvino.cache").close()
+    assert sorted(path.name for path in (bundle / "openvino.cache").glob("*.blob")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    backend = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION, tmp_path / "file" / "cache")
+    assert backend.infer(pictures(1)).logits.shape == (1, 10)
+    backend.close()
+
+
+def test_closing(tiny):
+    backend = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION)
+    futures = [backend.submit(pictures(1)) for _ in range(10)]
+    backend.close()
+    assert all(future.done() for future in futures)  # what was under way is finished
+    backend.close()
+    with pytest.raises(TargetUnavailableError, match="this backend is closed"):
+        backend.submit(pictures(1))
+
+
+def test_a_model_that_cannot_be_read(tmp_path):
+    (tmp_path / "openvino.xml").write_text("<net>")
+    with pytest.raises(TargetUnavailableError, match="OpenVINO cannot read .*openvino.xml") as caught:
+        OpenVINOBackend(tmp_path / "openvino.xml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_be_compiled(monkeypatch, tiny):
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("Check failed\n\nno such primitive\n")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    with pytest.raises(TargetUnavailableError, match=r"cannot compile the model \(no such primitive\)"):
+        OpenVINOBackend(tiny / "openvino.xml")
+
+
+def test_options_that_openvino_does_not_know(tiny):
+    with pytest.raises(TargetUnavailableError, match="OpenVINO cannot compile the model"):
+        OpenVINOBackend(tiny / "openvino.xml", {"NO_SUCH_OPTION": "1"})
+
+
+def test_without_openvino(monkeypatch, tiny):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(TargetUnavailableError, match="openvino is not installed; pip install openvino"):
+        OpenVINOBackend(tiny / "openvino.xml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_bundle(own, tiny):
+    bundle = own(tiny)
+    shutil.rmtree(bundle / "openvino.cache")
+    bundle.chmod(0o555)
+    try:
+        OpenVINOBackend(bundle / "openvino.xml", FULL_PRECISION, bundle / "openvino.cache").close()
+    finally:
+        bundle.chmod(0o755)
