@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modelopt", metavar="PYTHON", help="interpreter that has nvidia-modelopt[onnx]")
     parser.add_argument("--images", type=int, default=10_000, help="test images")
+    parser.add_argument("--only", metavar="TEXT", default="", help="rows whose name contains this")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -187,6 +188,7 @@ def main() -> None:
         folder = Path(name)
         makers = [*ours(calibration), *onnxruntime_rows(calibration, folder)]
         makers += modelopt_rows(args.modelopt, calibration, folder) if args.modelopt else []
+        makers = [(title, make) for title, make in makers if args.only in title]
         with progress("graphs", len(makers)) as advance:
             for title, make in makers:
                 tally = Tally()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -133,10 +132,10 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
     index = Index(model)
     folded: list[onnx.NodeProto] = []
     for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-        layer: Any = index.producer.get(norm.input[0])
+        layer = index.producer.get(norm.input[0])
         if layer is None or layer.op_type not in ("Conv", "Gemm"):
             continue
-        if index.only_consumer(layer.output[0]) is not norm:
+        if index.only_consumer(layer.output[0]) is None:
             continue
         if layer.input[1] not in index.constants or len(index.consumers[layer.input[1]]) > 1:
             continue

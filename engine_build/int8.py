@@ -62,7 +62,9 @@ class Int8Graph:
         }  # fmt: skip
         return {
             **provenance,
-            "tensors": len(self.coverage.covered),
+            "tensors": {
+                name: {"scale": scale, "offset": offset} for name, (scale, offset) in self.quantised.tensors.items()
+            },
             "tensors_missing": self.coverage.missing,
             "int8_nodes": list(self.quantised.nodes),
             "int8_additions": list(self.quantised.additions),

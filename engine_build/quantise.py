@@ -53,12 +53,14 @@ class Quantised:
         nodes: Conv and Gemm nodes that now have INT8 inputs and weights.
         additions: residual additions with a quantised input.
         shifted: activation tensors that use the whole int8 range.
+        tensors: quantised activation tensors, each with the scale of its integers and by how much it was moved down.
         skipped: Conv and Gemm nodes left in floating point, and the reason.
     """
 
     nodes: tuple[str, ...]
     additions: tuple[str, ...]
     shifted: tuple[str, ...]
+    tensors: Mapping[str, tuple[float, float]]
     skipped: Mapping[str, str]
 
 
@@ -104,7 +106,8 @@ def insert_qdq(
                 node.input[position] = writer.dequantised(tensor)
     index.set_nodes(writer.place())
     done = tuple(name for name, tensors in additions.items() if tensors)
-    return work, Quantised(tuple(chosen), done, tuple(moved), skipped)
+    tensors = {tensor: (writer.scale_of(tensor), moved.get(tensor, (0.0, 0.0))[1]) for tensor in writer.pairs}
+    return work, Quantised(tuple(chosen), done, tuple(moved), tensors, skipped)
 
 
 def _choose(
@@ -132,10 +135,13 @@ class _Writer:
         self.weights: list[onnx.NodeProto] = []
         self.zero = index.set_constant("quantise.zero", np.array(0, np.int8))
 
+    def scale_of(self, tensor: str) -> float:
+        value = self.scales.get(tensor, self.amax.get(tensor, 0.0) / LEVELS)
+        return float(np.ravel(half_scale(np.float32(value)))[0])
+
     def dequantised(self, tensor: str) -> str:
         if tensor not in self.pairs:
-            value = self.scales.get(tensor, self.amax[tensor] / LEVELS)
-            scale = self.index.set_constant(f"{tensor}.scale", half_scale(np.float32(value)))
+            scale = self.index.set_constant(f"{tensor}.scale", half_scale(np.float32(self.scale_of(tensor))))
             quantised, restored = f"{tensor}.int8", f"{tensor}.dequantised"
             self.pairs[tensor] = (
                 helper.make_node("QuantizeLinear", [tensor, scale, self.zero], [quantised], f"{tensor}.quantise"),

@@ -15,6 +15,7 @@ from infer.errors import AccuracyError, ImageError
 
 if TYPE_CHECKING:
     from infer.bundle import Manifest
+    from infer.layers import TensorError
     from infer.predictions import Prediction
     from infer.runner import Runner
 
@@ -120,6 +121,10 @@ def verify(
     target: TargetOption = None,
     reference_target: Annotated[str | None, typer.Option(help="Target that runs the reference.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
+    layers: Annotated[
+        int, typer.Option(min=0, help="Compare every quantised tensor with FP32 on so many images, such as 64.")
+    ] = 0,
+    plot: Annotated[Path | None, typer.Option(help="With --layers: write the comparison as a picture.")] = None,
     allow_untrained: UntrainedOption = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -134,15 +139,37 @@ def verify(
     result = verify_bundle(
         bundle, data, reference=reference, reference_target=reference_target, target=target, ground_truth=ground_truth,
         limit=limit, seed=seed, threshold=threshold, strict=strict, allow_untrained=allow_untrained, threads=threads,
+        layer_images=layers,
     )  # fmt: skip
     for failure in result.failures:
         print(f"error: {failure}", file=sys.stderr)
     if as_json:
-        print(json.dumps(result.record | {"failures": result.failures}))
+        found = {"layers": [error.to_json() for error in result.layers]} if layers else {}
+        print(json.dumps(result.record | {"failures": result.failures} | found))
     else:
         _print_accuracy(bundle, result.record, len(result.failures))
+        _print_layers(result.layers)
+    if plot is not None and result.layers:
+        from infer.layers import plot_layers
+
+        plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
     if not result.record["passed"]:
         raise typer.Exit(AccuracyError.exit_code)
+
+
+def _print_layers(errors: list[TensorError], most: int = 20) -> None:
+    if not errors:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"quantised tensors against FP32, worst of {len(errors)} first", box=box.SIMPLE)
+    for head in ("tensor", "SQNR dB", "clipped %", "scale"):
+        table.add_column(head, justify="left" if head == "tensor" else "right")
+    for error in errors[:most]:
+        table.add_row(error.tensor, f"{error.sqnr_db:.1f}", f"{100 * error.clipped:.3f}", f"{error.scale:.4g}")
+    Console(highlight=False).print(table)
 
 
 def _print_accuracy(bundle: Path, record: dict[str, Any], failures: int) -> None:

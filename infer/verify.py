@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from infer.accuracy import DEFAULT_THRESHOLD, judge, measure, record
 from infer.backends import REFERENCE, availability
 from infer.bundle import ModelInfo, add_accuracy, read_manifest
-from infer.datasets import open_dataset
+from infer.datasets import LabelledDataset, open_dataset
 from infer.errors import InputError
+from infer.layers import TensorError, layer_errors
 from infer.progress import progress
 from infer.runner import Runner, open_bundle
 
@@ -27,10 +28,12 @@ class Verification:
     Attributes:
         record: the figures, the verdict and their circumstances, as stored in the manifest.
         failures: images that could not be read, one line each.
+        layers: errors of the quantised tensors, worst first; empty unless asked for.
     """
 
     record: dict[str, Any]
     failures: list[str]
+    layers: list[TensorError] = field(default_factory=list)
 
 
 def verify_bundle(
@@ -47,6 +50,7 @@ def verify_bundle(
     strict: bool = False,
     allow_untrained: bool = False,
     threads: int | None = None,
+    layer_images: int = 0,
 ) -> Verification:
     """Measure ``folder`` on ``data`` and store the result in its manifest.
 
@@ -63,6 +67,7 @@ def verify_bundle(
         strict: raise at the first image that cannot be read.
         allow_untrained: measure although the weights are random.
         threads: CPU threads of CPU targets.
+        layer_images: compare every quantised tensor with FP32 on so many of the images; 0 leaves that out.
 
     Raises:
         InputError: no images, no labels, or a reference with other weights or pre-processing.
@@ -94,8 +99,17 @@ def verify_bundle(
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
         found = record(runner, figures, judge(figures, threshold), ", ".join(Path(p).name for p in data), source)
+        layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
-    return Verification(found, failures)
+    return Verification(found, failures, layers)
+
+
+def _layers(folder: Path, fp32: Runner | None, sample: LabelledDataset, runner: Runner) -> list[TensorError]:
+    if fp32 is None:
+        raise InputError("comparing layers needs an FP32 bundle; pass --reference BUNDLE")
+    with progress("layers", len(sample)) as advance:
+        batches = (batch.images for batch, _ in sample.batches(runner.preprocessing, 4))
+        return layer_errors(folder, fp32.folder, batches, advance)
 
 
 def _identity(model: ModelInfo) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -214,6 +215,7 @@ def test_nothing_is_left_behind_when_the_reader_fails(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         collect(residual_graph(), reader(), TENSORS, threads=2)
     assert not list(tmp_path.iterdir())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("calibration")]
 
 
 ENDLESS = """
