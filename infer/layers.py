@@ -77,7 +77,7 @@ def layer_errors(
             scale, offset = tensors[name]["scale"], tensors[name]["offset"]
             x = expected.astype(np.float64)
             signal[name] += float((x**2).sum())
-            noise[name] += float(((found + offset - x) ** 2).sum())
+            noise[name] += float(((found.astype(np.float64) + offset - x) ** 2).sum())
             moved = x - offset
             clipped[name] += float(((moved > 127.5 * scale) | (moved < -128.5 * scale)).sum())
             count[name] += x.size
