@@ -83,9 +83,7 @@ def _needed(index: Index, output: str) -> list[onnx.NodeProto]:
     return kept[::-1]
 
 
-def _segment(
-    index: Index, nodes: list[onnx.NodeProto], source: onnx.ValueInfoProto | str, output: str
-) -> Segment:
+def _segment(index: Index, nodes: list[onnx.NodeProto], source: onnx.ValueInfoProto | str, output: str) -> Segment:
     if isinstance(source, str):
         source = helper.make_tensor_value_info(source, TensorProto.FLOAT, None)
     read = dict.fromkeys(name for node in nodes for name in node.input)

@@ -153,9 +153,7 @@ def with_rounding(segment: Segment, name: str, rounding: Rounding) -> Segment:
     return Segment(model, segment.input, segment.output, segment.nodes)
 
 
-def _round(
-    index: Index, nodes: list[onnx.NodeProto], tensor: str, prefix: str, scale: float, offset: float
-) -> str:
+def _round(index: Index, nodes: list[onnx.NodeProto], tensor: str, prefix: str, scale: float, offset: float) -> str:
     """Append nodes that round ``tensor``; gives the name of the result."""
     steps = (
         ("Sub", (offset,)), ("Div", (scale,)), ("Round", ()), ("Clip", (_LOWEST, _HIGHEST)), ("Mul", (scale,)),

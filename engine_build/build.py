@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.cache import write_cache
+from engine_build.auto import AutoOptions, mixed_precision
+from engine_build.fp8 import fp8_targets, quantise_fp8
 from engine_build.int8 import Int8Graph, Int8Options, quantise
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
@@ -21,6 +23,7 @@ from infer.files import replacing_folder
 
 RANGE_IMAGES = 16
 CACHE = "calibration.cache"
+QUANTISED = ("int8", "auto", "fp8")
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,13 @@ class BuildOptions(SourceOptions):
     """What to build. None means the default that is named.
 
     Attributes:
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``auto`` (int8 within an accuracy budget) or ``fp8``.
         targets: names, or ``("auto",)`` for every target that can be built here.
         output: folder of the bundle; None for ``engines/<model>-<precision>``.
         labels: file with class names.
         settings: for the targets.
-        int8: calibration and placement, for ``int8``.
+        int8: calibration and placement, for ``int8``, ``auto`` and ``fp8``.
+        auto: the budget, for ``auto``.
     """
 
     precision: str = "fp16"
@@ -42,6 +46,7 @@ class BuildOptions(SourceOptions):
     labels: Path | None = None
     settings: BuildSettings = field(default_factory=BuildSettings)
     int8: Int8Options = field(default_factory=Int8Options)
+    auto: AutoOptions = field(default_factory=AutoOptions)
 
     @property
     def folder(self) -> Path:
@@ -57,29 +62,42 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
 
     Raises:
         InputError: an option cannot be used.
-        WeightsError, GraphError, BuildError: see the functions that are called.
+        WeightsError, GraphError, BuildError, AccuracyError: see the functions that are called.
     """
     from engine_build.labels import class_names
     from engine_build.precision import PRECISIONS, to_precision
 
     steps = steps or Steps()
-    if options.precision not in PRECISIONS:
-        raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(PRECISIONS)}")
+    known = dict.fromkeys((*PRECISIONS, *QUANTISED))
+    if options.precision not in known:
+        raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(known)}")
     targets = resolve_targets(options.targets)
+    target_notes: list[str] = []
+    if options.precision == "fp8":
+        targets, target_notes = fp8_targets(targets, named=options.targets != ("auto",))
     folder = options.folder
     _refuse_to_replace(folder)
     source = load_source(options, steps)
     names, wnids = class_names(source.row, source.info.num_classes, options.labels)
-    notes = [*source.notes]
+    notes = [*source.notes, *target_notes]
     quantised: Int8Graph | None = None
-    if options.precision == "int8":
+    if options.precision in QUANTISED:
         with steps.step("calibration"):
             cache = default_cache(folder.parent, options.model)
-            quantised = quantise(source, options.int8, cache, tool_name(), steps.say)
-        notes += quantised.notes
+            make = quantise_fp8 if options.precision == "fp8" else quantise
+            quantised = make(source, options.int8, cache, tool_name(), steps.say)
+    with steps.step("ranges"):
+        keep = _overflowing(source) if options.precision in ("fp16", *QUANTISED) else []
+    if options.precision == "auto" and quantised is not None:
+        with steps.step("auto"):
+            labels = (names, wnids)
+            quantised = mixed_precision(source, quantised, options.int8, options.auto, labels, keep, steps.say)
     with steps.step("precision"):
-        keep = _overflowing(source) if options.precision in ("fp16", "int8") else []
-        typed = to_precision(quantised.graph if quantised else source.graph, options.precision, keep)
+        if quantised is None:
+            typed = to_precision(source.graph, options.precision, keep)
+        else:  # the rest of every quantised graph is typed alike
+            notes += quantised.notes
+            typed = to_precision(quantised.graph, "int8", keep)
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
     counts = _op_counts(typed)
@@ -90,11 +108,12 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         (work / LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
         if quantised is not None:
             write_cache(work / CACHE, quantised.cache)
-        int8_nodes = quantised.quantised.nodes if quantised else ()
+        quantised_nodes = quantised.quantised.nodes if quantised else ()
+        kernels = "int8" if options.precision == "auto" else options.precision
         plans = []
         for target in targets:
             with steps.step(target):
-                plans.append(build_target(target, work, options.precision, options.settings, int8_nodes))
+                plans.append(build_target(target, work, kernels, options.settings, quantised_nodes))
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
 from engine_build import cli_options as o
+from engine_build.auto import DEFAULT_MAX_DROP
 from engine_build.build_report import as_record, print_result
 from engine_build.source import Steps
 from engine_build.zoo import MODELS, count_macs, count_parameters, shape_only
@@ -35,7 +36,9 @@ def _say(line: str) -> None:
 @guarded
 def build(
     model: o.ModelOption,
-    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16 or int8.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8, fp8, or auto: int8 within --max-drop.")
+    ] = "fp16",
     target: Annotated[
         str,
         typer.Option(
@@ -71,6 +74,8 @@ def build(
     residual: Annotated[
         str, typer.Option(help="Inputs of residual additions to quantise: identity, none or both.")
     ] = "identity",
+    max_drop: o.MaxDropOption = DEFAULT_MAX_DROP,
+    budget_data: o.BudgetDataOption = None,
     num_classes: o.ClassesOption = None,
     width: o.WidthOption = None,
     resize: o.ResizeOption = None,
@@ -88,6 +93,7 @@ def build(
 
     Example: build -m iresnet101 -p int8 --weights iresnet101.pth --data imagenet/val
     """
+    from engine_build.auto import AutoOptions
     from engine_build.build import BuildOptions
     from engine_build.build import build as run
     from engine_build.int8 import Int8Options
@@ -125,6 +131,7 @@ def build(
         seed=seed,
         settings=settings,
         int8=int8,
+        auto=AutoOptions(max_drop, tuple(budget_data or ())),
     )
     steps = Steps(say=_say)
     folder, manifest = run(options, steps)

@@ -37,6 +37,16 @@ DataOption = Annotated[
 ImagesOption = Annotated[int, typer.Option(min=1, help="Calibration images, classes as even as they allow.")]
 MethodOption = Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile, minmax or entropy.")]
 PercentileOption = Annotated[float | None, typer.Option(help="Of the method percentile, such as 99.99.")]
+MaxDropOption = Annotated[
+    float,
+    typer.Option(help="For auto: points of top-1 that int8 may cost against FP32; of agreement, without labels."),
+]
+BudgetDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="For auto: images to measure the drop on, with class folders or other labels; None: calibration images."
+    ),
+]
 
 
 def calibration_request(

@@ -81,13 +81,13 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, size:
     return 100 * hits / len(images)
 
 
-def train(args: argparse.Namespace) -> nn.Module:
-    """Train and return the model, float32, eval mode."""
+def train(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """Train ``model`` in place and return it, float32, eval mode."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images, labels = load_split(args.data, "train")
     test_images, test_labels = load_split(args.data, "t10k")
-    model = create_model(MODEL, seed=args.seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
@@ -171,7 +171,7 @@ def main() -> None:
     write_tar(out / "calibration.tar.gz", train_images, train_labels, balanced_sample(train_labels, 512, args.seed))
     if args.images_only:
         return
-    model = train(args)
+    model = train(create_model(MODEL, seed=args.seed), args)
     half = {k: v.contiguous().half() if v.dtype.is_floating_point else v for k, v in model.state_dict().items()}
     save_file(half, out / "weights.safetensors", metadata={"model": MODEL})
     model.load_state_dict({k: v.float() if v.dtype.is_floating_point else v for k, v in half.items()})

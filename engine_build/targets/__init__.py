@@ -53,7 +53,7 @@ def unavailable(target: str) -> str | None:
 
 
 def build_target(
-    target: str, folder: Path, precision: str, settings: BuildSettings, int8_nodes: Sequence[str] = ()
+    target: str, folder: Path, precision: str, settings: BuildSettings, quantised_nodes: Sequence[str] = ()
 ) -> Plan:
     """Build ``folder/model.onnx`` for ``target``; the files go into ``folder``.
 
@@ -62,20 +62,22 @@ def build_target(
         folder: the bundle under construction.
         precision: of the graph.
         settings: options.
-        int8_nodes: Conv and Gemm nodes that must run in int8.
+        quantised_nodes: Conv and Gemm nodes that must run in ``precision``: int8 or fp8.
 
     Raises:
-        BuildError: the target refuses the graph, or one of ``int8_nodes`` silently stayed floating point.
+        BuildError: the target refuses the graph, or one of ``quantised_nodes`` silently stayed floating point.
     """
     if target == "openvino":
         from engine_build.targets.openvino import build_openvino
 
-        return build_openvino(folder / GRAPH, folder, precision, int8_nodes)
-    return _build_tensorrt(target, folder, settings, int8_nodes)
+        return build_openvino(folder / GRAPH, folder, precision, quantised_nodes)
+    return _build_tensorrt(target, folder, precision, settings, quantised_nodes)
 
 
-def _build_tensorrt(target: str, folder: Path, settings: BuildSettings, int8_nodes: Sequence[str]) -> Plan:
-    from engine_build.audit import PlanAudit, require_int8
+def _build_tensorrt(
+    target: str, folder: Path, precision: str, settings: BuildSettings, quantised_nodes: Sequence[str]
+) -> Plan:
+    from engine_build.audit import PlanAudit, require_precision
     from engine_build.targets.tensorrt import build_plan
     from engine_build.targets.trt_request import BatchProfile as PlanProfile
     from engine_build.targets.trt_request import PlanRequest
@@ -91,9 +93,9 @@ def _build_tensorrt(target: str, folder: Path, settings: BuildSettings, int8_nod
     )  # fmt: skip
 
     def gate(audit: PlanAudit) -> None:
-        require_int8(audit, int8_nodes)
+        require_precision(audit, quantised_nodes, precision)
 
-    built = build_plan(target, request, settings.progress, gate if int8_nodes else None)
+    built = build_plan(target, request, settings.progress, gate if quantised_nodes else None)
     return Plan(
         target=target, files=[file_entry(folder, name)], version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,
