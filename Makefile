@@ -19,20 +19,25 @@ READY := $(VENV)/.ready
 EXTRAS := build,test,lint$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)gpu)
 comma := ,
 flag = $(if $($(1)),$(2) "$($(1))")
+CALIBRATION = $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
 
-.PHONY: help demo engine models classify verify info test lint train-shipped setup clean distclean
+.PHONY: help demo engine calibrate models classify verify bench info test lint train-shipped setup clean distclean
 
 help:  ## this text
 	@echo "make TARGET [NAME=value ...]"; echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "ARGS='...' adds options to the command; see: $(RUN) -m engine_build build --help, $(RUN) -m infer --help"
 
 demo: $(READY)  ## build the shipped model at every precision, classify, verify, one table
 	$(RUN) -m engine_build demo $(ARGS)
 
-engine: $(READY)  ## build a bundle: MODEL= PRECISION=fp32|fp16|bf16 TARGET= WEIGHTS= ONNX= BATCH=min,opt,max
+engine: $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= BATCH= DATA= CACHE=
 	$(RUN) -m engine_build build --model $(MODEL) --precision $(PRECISION) --target $(TARGET) --batch $(BATCH) \
-	  $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) $(ARGS)
+	  $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) $(call flag,CACHE,--cache) $(CALIBRATION) $(ARGS)
+
+calibrate: $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= IMAGES= METHOD=mse|percentile|minmax|entropy
+	$(RUN) -m engine_build calibrate --model $(MODEL) $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
+	  $(CALIBRATION) $(ARGS)
 
 models: $(READY)  ## the table of models
 	$(RUN) -m engine_build models $(ARGS)
@@ -45,10 +50,14 @@ verify: $(READY)  ## accuracy against labels and FP32 on DATA= (folder or tar)
 	@test -n "$(DATA)" || { echo "error: pass DATA=path (a folder or tar file with labelled images)" >&2; exit 2; }
 	$(RUN) -m infer verify "$(BUNDLE)" --data "$(DATA)" $(call flag,REFERENCE,--reference) $(ARGS)
 
+bench: $(READY)  ## throughput and latency of a bundle, model only
+	$(RUN) -m infer bench "$(BUNDLE)" $(ARGS)
+
 info: $(READY)  ## what a bundle is and which of its plans run here
 	$(RUN) -m infer info "$(BUNDLE)" $(ARGS)
 
 test: $(READY)  ## the tests
+	$(RUN) tests/cuda_emulator/build.py || echo "the tests of the CUDA runner will be skipped"
 	$(RUN) -m pytest $(ARGS)
 
 lint: $(READY)  ## ruff and mypy

@@ -37,6 +37,7 @@ setup(
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
             "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
         ],
+        "report": ["matplotlib>=3.9"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],
     },
     entry_points={

@@ -68,6 +68,9 @@ def quantise_fp8(
     if fit.missing:
         notes.append(f"the calibration cache does not cover every tensor: {fit}; what reads them stays float")
     graph, quantised = insert_fp8(source.graph, cache.amax(), options.placement.residual, options.exclude)
+    notes += [
+        f"{name} is not fp8: {reason}" for name, reason in quantised.skipped.items() if name not in options.exclude
+    ]
     return Fp8Graph(graph, quantised, cache, fit, tuple(notes))
 
 

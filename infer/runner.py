@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from infer.backends.base import Backend, Outputs
 from infer.bundle import Manifest, read_labels, read_manifest
-from infer.errors import ImageError, InputError, UntrainedError
+from infer.errors import InputError, UntrainedError
 from infer.predictions import Prediction, rank
 from infer.preprocess import Preprocessing
 
@@ -127,37 +128,25 @@ class Runner:
             ImageError: an image cannot be read and ``strict`` is set.
             InputError: not an image at all.
         """
-        from infer.images import decode_image
-        from infer.preprocess import preprocess
+        from infer.decode_pool import Batch, load_batches
+        from infer.sources import Record
 
         self.require_trained()
         items: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
-        side, step = self.preprocessing.crop, self.backend.max_batch
-        names = [_name(item, number) for number, item in enumerate(items)]
-        results: list[Prediction | None] = [None] * len(items)
+        # A record's bytes may be anything that decode_image takes.
+        records = [Record(_name(item, n), Path(), "", partial(_itself, item)) for n, item in enumerate(items)]
+        results: dict[int, Prediction] = {}
 
-        def batches() -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-            for start in range(0, len(items), step):
-                good: list[int] = []
-                batch = np.empty((min(step, len(items) - start), side, side, 3), np.uint8)
-                for number in range(start, start + len(batch)):
-                    try:
-                        picture = decode_image(items[number], name=names[number])
-                    except ImageError as error:
-                        if strict:
-                            raise
-                        results[number] = Prediction(names[number], error=str(error))
-                        continue
-                    preprocess(picture, self.preprocessing, out=batch[len(good)])
-                    good.append(number)
-                yield good, batch[: len(good)]
+        def decoded() -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
+            for batch in load_batches(records, self.preprocessing, self.backend.max_batch, strict=strict):
+                for failure in batch.failures:
+                    results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
+                yield batch, batch.images
 
-        for numbers, outputs in self.stream(batches()):
-            for number, prediction in zip(
-                numbers, rank([names[n] for n in numbers], outputs, self.labels, top), strict=True
-            ):
-                results[number] = prediction
-        return [result for result in results if result is not None]
+        for batch, outputs in self.stream(decoded()):
+            predictions = rank([record.name for record in batch.records], outputs, self.labels, top)
+            results.update(zip(batch.indices.tolist(), predictions, strict=True))
+        return [results[number] for number in sorted(results)]
 
     def close(self) -> None:
         """Release the backend; harmless when called twice."""
@@ -201,6 +190,10 @@ def open_bundle(
     labels = read_labels(path, manifest)
     backend = open_backend(path, manifest, target, threads)
     return Runner(path, manifest, labels, backend, allow_untrained)
+
+
+def _itself(item: Any) -> Any:
+    return item
 
 
 def _name(item: object, number: int) -> str:

@@ -52,7 +52,7 @@ def test_closed(backend):
 
 def test_a_graph_that_cannot_run(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"junk")
-    with pytest.raises(TargetUnavailableError, match="ONNX Runtime cannot run .*model.onnx: "):
+    with pytest.raises(TargetUnavailableError, match=r"ONNX Runtime cannot run .*model.onnx: "):
         OnnxRuntimeBackend(tmp_path / "model.onnx")
 
 

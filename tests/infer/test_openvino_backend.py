@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -109,9 +112,28 @@ def test_closing(tiny):
         backend.submit(pictures(1))
 
 
+def test_closing_does_not_wait_for_itself(tiny):
+    """Releasing a model while one of its threads still wants the interpreter's lock hung about once in thirty times."""
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from infer.backends.openvino import OpenVINOBackend
+bundle, images = Path({str(tiny)!r}), np.zeros((9, 32, 32, 3), np.uint8)
+for _ in range(60):
+    backend = OpenVINOBackend(bundle / "openvino.xml", cache=bundle / "openvino.cache")
+    futures = [backend.submit(images[:8]), backend.submit(images[8:])]
+    [future.result() for future in futures]
+    backend.close()
+    del backend
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
 def test_a_model_that_cannot_be_read(tmp_path):
     (tmp_path / "openvino.xml").write_text("<net>")
-    with pytest.raises(TargetUnavailableError, match="OpenVINO cannot read .*openvino.xml") as caught:
+    with pytest.raises(TargetUnavailableError, match=r"OpenVINO cannot read .*openvino.xml") as caught:
         OpenVINOBackend(tmp_path / "openvino.xml")
     assert "\n" not in str(caught.value)
 

@@ -24,95 +24,24 @@ SECONDS = 300
 
 @dataclass(frozen=True)
 class Mutation:
-    """A fault: in ``file``, each text of ``changes`` (found exactly once) becomes the other."""
+    """A fault: in ``file``, the first text of each of ``changes`` (found exactly once) becomes the second."""
 
     name: str
     file: str
     changes: tuple[tuple[str, str], ...]
 
 
-def mutation(name: str, file: str, *changes: tuple[str, str]) -> Mutation:
-    """A fault in a file below ``infer``."""
-    return Mutation(name, f"infer/{file}", changes)
+def read_mutations(text: str) -> list[Mutation]:
+    """The faults of ``mutations.txt``, whose head says how it is written."""
+    found = []
+    for block in re.split(r"^# ", text, flags=re.M)[1:]:
+        name, file = re.match(r"(.*)\n@ (.*)\n", block).groups()  # type: ignore[union-attr]
+        changes = re.findall(r"^<<<\n(.*?)\n===\n(.*?)>>>$", block, flags=re.M | re.S)
+        found.append(Mutation(name, f"infer/{file}", tuple((old, new.removesuffix("\n")) for old, new in changes)))
+    return found
 
 
-MUTATIONS = [
-    # Waiting and reuse
-    mutation("results read without a wait", "cuda/ring.py", ("                    staging.wait()\n", "")),
-    mutation(
-        "buffer given back before its batch has run",
-        "cuda/ring.py",
-        ("                    self._launched.put(", "                    self._free.append(staging)\n                    self._launched.put("),
-    ),
-    mutation(
-        "end recorded before the copy back",
-        "cuda/slots.py",
-        ("                driver.record_event(staging.done, self._handle)\n", ""),
-        ("                _record(marks, 2, stream)\n", "                driver.record_event(staging.done, self._handle)\n                _record(marks, 2, stream)\n"),
-    ),
-    mutation("results are views of pinned memory", "cuda/staging.py", (".total].copy(), rows)", ".total], rows)")),
-    mutation("no settling after a failed launch", "cuda/slots.py", ("            except BaseException:\n                self.settle()\n                raise\n\n    def settle", "            finally:\n                pass\n\n    def settle")),
-    mutation("memory freed while a batch may be under way", "cuda/slots.py", ("            self.settle()  # after an error", "            pass  # after an error")),
-    # Memory
-    mutation(
-        "pageable buffers",
-        "cuda/buffers.py",
-        ("cuda.pagelocked_empty(size, np.uint8)", "np.empty(size, np.uint8)"),
-        ("        self._allocation.free()\n", ""),
-    ),
-    mutation("pinned memory freed under a view of the caller", "cuda/buffers.py", ("            return False\n", "            pass\n")),
-    mutation("device memory not freed", "cuda/slots.py", ("                memory.free()\n", "                pass\n")),
-    mutation("events not destroyed", "cuda/staging.py", ("        driver.destroy_event(self.done)\n", "")),
-    mutation("graphs not destroyed", "cuda/graphs.py", ("        driver.destroy_executable(self._executable)\n", "")),
-    mutation("one scratch memory for all slots", "cuda/session.py", ("int(self._scratch) + number * size if", "int(self._scratch) if")),
-    mutation("scratch memory of the largest batch only", "cuda/engine.py", ("        return align(execution.scratch_bytes(max_batch))", "        return align(int(self._engine.device_memory_size_v2) // 2)")),
-    mutation("context not released", "cuda/session.py", ("            self.context.release()\n", "            pass\n")),
-    # Rows
-    mutation("always the largest batch", "cuda/engine.py", ("set_input_shape(INPUT, (rows, *", "set_input_shape(INPUT, (self._engine.largest_batch, *")),
-    mutation("rows beyond the batch returned", "cuda/staging.py", ("return self._layout.outputs(self.outputs[: self._layout.place(rows).total].copy(), rows)", "return self._layout.outputs(self.outputs[: self._layout.place(len(self.images)).total].copy(), len(self.images))")),
-    mutation("last image not copied", "cuda/slots.py", ("staging.flat[: rows * self._layout.image_bytes]", "staging.flat[: max(1, rows - 1) * self._layout.image_bytes]")),
-    mutation("all rows of the buffer copied", "cuda/slots.py", ("staging.flat[: rows * self._layout.image_bytes]", "staging.flat")),
-    mutation("shape set once", "cuda/engine.py", ("        if rows != self._rows:\n", "        if not self._rows:\n")),
-    # Streams
-    mutation("blocking streams", "cuda/slots.py", ("cuda.Stream(driver.STREAM_NON_BLOCKING)", "cuda.Stream()")),
-    mutation("copy back on another stream", "cuda/slots.py", ("staging.outputs[: at.total], self._outputs, stream)", "staging.outputs[: at.total], self._outputs)")),
-    mutation("copy to the device on another stream", "cuda/slots.py", ("staging.flat[: rows * self._layout.image_bytes], stream)", "staging.flat[: rows * self._layout.image_bytes])")),
-    mutation("network on the default stream", "cuda/slots.py", ("self._execution.enqueue(self._handle)", "self._execution.enqueue(1)")),
-    mutation("every batch is waited for", "cuda/ring.py", ("                    staging.launch(rows)\n", "                    staging.launch(rows)\n                    staging.wait()\n")),
-    mutation("one batch a slot in flight, of one slot", "cuda/session.py", ("self.ring = Ring(self.context, [one for turn in zip(*self._staging(), strict=True) for one in turn])", "self.ring = Ring(self.context, self._slots[0].staging)")),
-    # Pointers of the caller
-    mutation("enqueue does not wait for the slot's batch", "cuda/slots.py", ("            if self._last:\n", "            if False:\n")),
-    mutation("enqueue does not wait for another enqueue", "cuda/slots.py", ("            if self._foreign:\n                driver.wait_event(target", "            if False:\n                driver.wait_event(target")),
-    mutation("a batch does not wait for an enqueue", "cuda/slots.py", ("                if self._foreign:\n", "                if False:\n")),
-    mutation("addresses of the last caller kept", "cuda/engine.py", ("        if bound != self._bound:\n", "        if self._bound is None:\n")),
-    mutation("default stream handed to TensorRT", "cuda/slots.py", ("        default = stream <= _LAST_DEFAULT_STREAM\n", "        default = False\n")),
-    mutation("default stream does not wait for the results", "cuda/slots.py", ("                driver.wait_event(stream, event)\n", "                pass\n")),
-    mutation("network does not wait for the default stream", "cuda/slots.py", ("                driver.wait_event(target, event)\n", "                pass\n")),
-    mutation("producer's stream not waited for", "backends/tensorrt.py", ("                self._session.order(found.stream, caller)\n", "                pass\n")),
-    mutation("consumer's stream does not wait", "cuda/arrays.py", ("                driver.wait_event(stream, self._ready.handle)\n", "                pass\n")),
-    mutation("result memory given back while it is held", "cuda/arrays.py", ("        self._block, self._ready, self._device = block, ready, device\n", "        self._block, self._ready, self._device = block, ready, device\n        block._pool.give_back(block._memory, block._size, block.stream)\n")),
-    mutation("pointers not checked", "cuda/arrays.py", ("    if pointer % ALIGNMENT:\n", "    return\n    if pointer % ALIGNMENT:\n")),
-    mutation("events shared between callers", "cuda/events.py", ("        self._pool.give_back(self.handle)\n", "        pass\n")),
-    # Graphs
-    mutation("captured without a first run", "cuda/graphs.py", ("        execution.enqueue(stream)\n        settle()\n", "")),
-    mutation("one graph for all batch sizes", "cuda/slots.py", ("self._graphs.get(rows)", "next(iter(self._graphs.values()), None)")),
-    mutation("a capture that failed is not ended", "cuda/graphs.py", ("                driver.destroy_graph(driver.end_capture(stream))\n", "                pass\n")),
-    mutation("graphs for TensorRT for RTX as well", "cuda/session.py", ("        if self.engine.graphs_inside:\n            return\n", "")),
-    mutation("no graphs at all", "cuda/slots.py", ("None if marks else self._graphs.get(rows)", "None")),
-    # Errors
-    mutation("sticky errors forgotten", "cuda/context.py", ("        if broken is None:\n", "        if broken is not None:\n")),
-    mutation("no failing fast", "cuda/ring.py", ("        if self._context.failure is not None:\n            raise", "        if False:\n            raise")),
-    mutation("waiting threads not told of a broken context", "cuda/ring.py", ("                self._changed.notify_all()\n\n    def hold", "                self._changed.notify()\n\n    def hold"), ("return bool(self._free) or self._closing or self._context.failure is not None", "return bool(self._free) or self._closing")),
-    mutation("buffer lost after an error", "cuda/ring.py", ("        except IResNetError as error:\n            self.release(staging)\n", "        except IResNetError as error:\n")),
-    mutation("a broken context freed piece by piece", "cuda/session.py", ("            broken = self.context.failure is not None\n", "            broken = False\n")),
-    mutation("close does not wait", "cuda/ring.py", ("            self._changed.wait_for(self._all_home)\n", "            pass\n")),
-    mutation("nothing closes at exit", "backends/tensorrt.py", ("        self._finalizer = weakref.finalize(self, session.close)\n", "        self._finalizer = weakref.finalize(self, int)\n")),
-    mutation("context left current", "cuda/context.py", ("        self._cuda.Context.pop()\n", "        pass\n")),
-    mutation("a context of its own", "cuda/context.py", ("device.retain_primary_context()", "device.make_context()")),
-    mutation("short memory is an error", "cuda/session.py", ("            except (cuda.MemoryError, DeviceMemoryError) as error:\n", "            except ZeroDivisionError as error:\n")),
-    mutation("the driver is not asked first", "backends/tensorrt.py", ("    if (missing := driver.find_device(device)) is not None:\n        return missing\n", "")),
-    mutation("kernels of TensorRT for RTX not kept", "cuda/engine.py", ("            config.set_runtime_cache(self._cache)\n", "")),
-]  # fmt: skip
+MUTATIONS = read_mutations(Path(__file__).with_suffix(".txt").read_text())
 
 
 def apply(mutant: Mutation, root: Path) -> None:
