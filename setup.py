@@ -41,6 +41,10 @@ setup(
         "lint": ["ruff>=0.14", "mypy>=1.15"],
     },
     entry_points={
-        "console_scripts": ["iresnet-build = engine_build.cli:main", "iresnet-infer = infer.cli:main"],
+        "console_scripts": [
+            "iresnet-build = engine_build.cli:main",
+            "iresnet-calibrate = calibration.cli:main",
+            "iresnet-infer = infer.cli:main",
+        ],
     },
 )  # fmt: skip

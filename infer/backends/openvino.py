@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,6 @@ class OpenVINOBackend:
             raise TargetUnavailableError(missing)
         import openvino
 
-        self._ov = openvino
         self._core = openvino.Core()
         self._options: dict[str, Any] = dict(options or {})
         if threads is not None:
@@ -83,8 +83,6 @@ class OpenVINOBackend:
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
         """See :meth:`infer.backends.base.Backend.submit`."""
-        if self._closed:
-            raise TargetUnavailableError("this backend is closed")
         count = len(batch)
         size = 1 << (count - 1).bit_length()
         if count < size:
@@ -107,10 +105,12 @@ class OpenVINOBackend:
             self._closed = True
             pools, self._pools = list(self._pools.values()), {}
         for pool in pools:
-            pool.queue.wait_all()
+            pool.close()
 
     def _pool(self, size: int) -> _Pool:
         with self._lock:
+            if self._closed:
+                raise TargetUnavailableError("this backend is closed")
             if size not in self._pools:
                 self._pools[size] = self._compile(size)
             return self._pools[size]
@@ -123,34 +123,42 @@ class OpenVINOBackend:
             compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, **self._options})
         except RuntimeError as error:
             raise TargetUnavailableError(f"OpenVINO cannot compile the model ({_brief(error)})") from error
-        return _Pool(self._ov, compiled)
+        return _Pool(compiled)
 
 
 class _Pool:
-    """A compiled model with as many requests as it has streams."""
+    """A compiled model with a request and a thread for each of its streams.
 
-    def __init__(self, ov: Any, compiled: openvino.CompiledModel) -> None:
+    The threads are Python's own, not those that OpenVINO's asynchronous calls report from: such a thread needs the
+    interpreter's lock until its task is destroyed, and releasing a compiled model joins it while holding that lock.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
         self.compiled = compiled
-        self.queue = ov.AsyncInferQueue(compiled)
-        self.size = len(self.queue)
-        self.queue.set_callback(_deliver)
-        self._lock = threading.Lock()
+        self.size: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(self.size):
+            self._idle.put(compiled.create_infer_request())
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="openvino")
 
     def start(self, batch: NDArray[np.uint8], count: int) -> Future[Outputs]:
-        future: Future[Outputs] = Future()
-        future.set_running_or_notify_cancel()
-        with self._lock:  # the queue's own search for an idle request is not thread-safe
-            self.queue.start_async({0: batch}, (future, count, batch), share_inputs=True)
-        return future
+        """Run ``batch``, of which the first ``count`` rows are wanted; blocks while every stream is busy."""
+        request = self._idle.get()
+        try:
+            return self._threads.submit(self._run, request, batch, count)
+        except RuntimeError as error:
+            self._idle.put(request)
+            raise TargetUnavailableError("this backend is closed") from error
 
+    def _run(self, request: openvino.InferRequest, batch: NDArray[np.uint8], count: int) -> Outputs:
+        try:
+            request.infer({0: batch}, share_inputs=True)
+            return Outputs(*(request.get_output_tensor(i).data[:count].copy() for i in range(3)))
+        finally:
+            self._idle.put(request)
 
-def _deliver(request: openvino.InferRequest, data: tuple[Future[Outputs], int, NDArray[np.uint8]]) -> None:
-    future, count, _keep_alive = data
-    try:
-        results = [request.get_output_tensor(i).data[:count].copy() for i in range(3)]
-        future.set_result(Outputs(*results))
-    except BaseException as error:
-        future.set_exception(error)
+    def close(self) -> None:
+        self._threads.shutdown()
 
 
 def _writable(folder: Path) -> bool:

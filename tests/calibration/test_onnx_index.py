@@ -22,9 +22,9 @@ def test_edges(index):
     assert "x" not in index.producer
     assert [node.op_type for node in index.consumers["x"]] == ["Conv"]
     assert index.outputs == {"y"}
-    assert index.op_counts() == {
-        kind: 1 for kind in ("Conv", "BatchNormalization", "Relu", "GlobalAveragePool", "Flatten", "Gemm")
-    }
+    assert index.op_counts() == dict.fromkeys(
+        ("Conv", "BatchNormalization", "Relu", "GlobalAveragePool", "Flatten", "Gemm"), 1
+    )
 
 
 def test_only_consumer():

@@ -1,0 +1,104 @@
+"""``python -m calibration``: calibrate the graph of an FP32 bundle, look at caches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
+from infer.command_line import DebugOption, JsonOption, guarded
+from infer.errors import InputError
+
+app = typer.Typer(
+    name="iresnet-calibrate",
+    help="INT8 calibration caches. To calibrate a model of the zoo: python -m engine_build calibrate.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+@app.command(no_args_is_help=True)
+@guarded
+def run(
+    bundle: Annotated[Path, typer.Argument(help="FP32 bundle: its graph and its pre-processing are used.")],
+    data: Annotated[list[str], typer.Option("--data", "-d", help="Folder, tar file or glob pattern; repeatable.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Cache file to write.")],
+    images: Annotated[int, typer.Option(min=1, help="At most; classes as even as they allow.")] = DEFAULT_IMAGES,
+    method: Annotated[str, typer.Option(help="mse, percentile, minmax or entropy.")] = DEFAULT_METHOD,
+    percentile: Annotated[float | None, typer.Option(help="Of the method percentile, such as 99.99.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run images through the graph of an FP32 bundle and write the cache, with its JSON provenance beside it."""
+    import onnx
+
+    from calibration.cache import write_cache
+    from calibration.run import Request, calibrate
+    from infer.bundle import GRAPH, check_files, read_manifest
+    from infer.preprocess import Preprocessing
+    from infer.progress import progress
+
+    manifest = read_manifest(bundle)
+    if manifest.precision != "fp32":
+        raise InputError(f"{bundle} is {manifest.precision}; calibration needs the float graph of an fp32 bundle")
+    check_files(bundle, [manifest.graph])
+    request = Request(tuple(data), images, method, {} if percentile is None else {"percentile": percentile}, seed)
+    spec = Preprocessing.from_json(manifest.preprocessing)
+    with progress("calibrate", images) as advance:
+        result = calibrate(
+            onnx.load(bundle / GRAPH), spec, request, tool=manifest.tool, progress=lambda done: advance(1)
+        )
+    for line in (*result.failures, *result.statistics.warnings):
+        print(line, file=sys.stderr)
+    write_cache(output, result.cache)
+    found = {"cache": str(output), "method": method, "images": result.statistics.images}
+    if as_json:
+        print(json.dumps(found | {"tensors": len(result.cache.scales)}))
+    else:
+        print(f"{output}: {len(result.cache.scales)} tensors, {method}, {result.statistics.images} images")
+
+
+@app.command(no_args_is_help=True)
+@guarded
+def show(
+    cache: Annotated[Path, typer.Argument(help="Calibration cache, of this project or of another.")],
+    bundle: Annotated[Path | None, typer.Option(help="Say how it fits the graph of this FP32 bundle.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show the scales of a cache and where it came from."""
+    from calibration.cache import coverage, read_cache
+
+    content = read_cache(cache)
+    origin = content.provenance
+    found = {
+        "header": content.header,
+        "tensors": len(content.scales),
+        "method": origin and origin.method,
+        "images": origin and origin.images,
+        "created": origin and origin.created,
+        "graph_sha256": origin and origin.graph_sha256,
+    }
+    if bundle is not None:
+        import onnx
+
+        from calibration.tensors import activation_tensors
+        from infer.bundle import GRAPH
+
+        found["fit"] = str(coverage(content.scales, activation_tensors(onnx.load(bundle / GRAPH))))
+    if as_json:
+        print(json.dumps(found | {"scales": {name: float(scale) for name, scale in content.scales.items()}}))
+        return
+    for key, value in found.items():
+        print(f"{key.replace('_', ' '):14} {'unknown' if value is None else value}")
+    for name, scale in content.scales.items():
+        print(f"  {float(scale):12.6g}  {name}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="iresnet-calibrate" if not sys.argv[0].endswith("__main__.py") else "python -m calibration")
