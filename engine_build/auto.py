@@ -17,7 +17,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibration.onnx_index import Index
 from calibration.sensitivity import logit_errors, roundings
@@ -25,7 +27,7 @@ from calibration.tensors import quantisable_nodes, shift_groups
 from engine_build.budget import Budget, Meter, Point, split_images
 from engine_build.int8 import Int8Graph, Int8Options
 from engine_build.precision import to_precision
-from engine_build.quantise import insert_qdq
+from engine_build.quantise import Quantised, insert_qdq
 from engine_build.source import Source
 from infer.errors import AccuracyError, InputError
 from infer.progress import progress
@@ -94,39 +96,32 @@ def mixed_precision(
         AccuracyError: even with every layer in fp16 the loss is beyond the budget.
         InputError: no images to measure with.
     """
-    ranking, budget = split_images(source, int8_options.calibration, options.data, options.images, labels, say)
-    total = len(int8.quantised.nodes) + len(int8.quantised.additions)
-    search = _Search(source, int8, int8_options, options, float32_nodes, say)
+    layers = (*int8.quantised.nodes, *int8.quantised.additions)
+    ranking, budget = split_images(
+        source, int8_options.calibration, options.data, options.images, labels, len(layers), say
+    )
+    notes = _notes(source, budget, options.max_drop)
     with Meter(source.graph, budget) as meter:
         say(f"auto: at most {options.max_drop:g} points of {budget.measure}, {_images(budget)}, run by {meter.engine}")
-        notes = _notes(source, budget, options.max_drop)
-        say(f"auto: {'out of int8':>12} {'drop':>7} {'agreement':>10} {'SQNR':>9}")
-        units: list[tuple[str, ...]] = []
-        errors: dict[str, float] = {}
-        kept = 0
-        if not search.fits(meter, (), total):
-            everything = (*int8.quantised.nodes, *int8.quantised.additions)
-            if not search.fits(meter, everything, total):
-                raise AccuracyError(_hopeless(search.points[-1], options.max_drop, budget))
-            errors = search.rank(ranking)
-            units = order(tied_layers(source.graph, int8), errors)
-            kept = least(len(units), lambda count: search.fits(meter, _layers(units[:count]), total))
-    layers = _layers(units[:kept])
-    graph, quantised = search.graph_without(layers)
+        search = _Search(source, int8, int8_options, options.max_drop, float32_nodes, meter, say)
+        kept = search.run(ranking)
+    if kept is None:
+        raise AccuracyError(_hopeless(search.points[-1], options.max_drop, budget))
+    graph, quantised = search.graph_without(kept)
     auto = {
         "max_drop": options.max_drop,
         "measure": budget.measure,
         "images": len(budget.images),
         "data": budget.source,
-        "ranked_on": len(ranking) if errors else 0,
+        "ranked_on": len(ranking) if search.errors else 0,
         "engine": meter.engine,
-        "drop": search.point(len(layers)).drop,
-        "layers": total,
-        "kept": _reasons(source.graph, layers, errors),
+        "drop": search.point(len(kept)).drop,
+        "layers": len(layers),
+        "kept": _reasons(source.graph, kept, search.errors),
         "curve": [point.to_json() for point in sorted(search.points, key=lambda point: point.kept)],
-        "errors": errors,
+        "errors": search.errors,
     }
-    for line in _summary(auto, budget.measure):
+    for line in _summary(auto):
         say(line)
     return AutoGraph(graph, quantised, int8.cache, int8.coverage, (*int8.notes, *notes), auto)
 
@@ -136,6 +131,7 @@ class _Search:
 
     Attributes:
         points: every trial, in order.
+        errors: of the logits with each layer rounded alone, in graph order; empty until layers were ranked.
     """
 
     def __init__(
@@ -143,46 +139,58 @@ class _Search:
         source: Source,
         int8: Int8Graph,
         int8_options: Int8Options,
-        options: AutoOptions,
+        limit: float,
         float32_nodes: Collection[str],
+        meter: Meter,
         say: Callable[[str], None],
     ) -> None:
-        self._source, self._int8, self._int8_options, self._say = source, int8, int8_options, say
-        self._limit, self._float32 = options.max_drop, float32_nodes
+        self._source, self._int8, self._int8_options = source, int8, int8_options
+        self._limit, self._float32, self._meter, self._say = limit, float32_nodes, meter, say
+        self._layers = (*int8.quantised.nodes, *int8.quantised.additions)
+        self._latest: tuple[tuple[str, ...], onnx.ModelProto, Quantised] = ((), int8.graph, int8.quantised)
         self.points: list[Point] = []
+        self.errors: dict[str, float] = {}
+
+    def run(self, ranking: NDArray[np.uint8]) -> tuple[str, ...] | None:
+        """The layers to leave in fp16; None when not even all of them are enough."""
+        self._say(f"auto: {'out of int8':>12} {'drop':>7} {'agreement':>10} {'SQNR':>9}")
+        if self._fits(()):
+            return ()
+        if not self._fits(self._layers):
+            return None
+        candidates = roundings(self._int8.graph, self._int8.quantised.tensors, list(self._layers))
+        with progress("sensitivity", len(candidates)) as advance:
+            self.errors = logit_errors(self._source.graph, candidates, ranking, progress=advance)
+        units = order(tied_layers(self._source.graph, self._int8), self.errors)
+        count = least(len(units), lambda count: self._fits(_flat(units[:count])))
+        return _flat(units[:count])
 
     def point(self, kept: int) -> Point:
+        """The trial with so many layers out of int8."""
         return next(point for point in self.points if point.kept == kept)
 
-    def graph_without(self, layers: tuple[str, ...]) -> tuple[onnx.ModelProto, Any]:
+    def graph_without(self, layers: tuple[str, ...]) -> tuple[onnx.ModelProto, Quantised]:
         """The float32 graph with Q/DQ at all but ``layers``, and what was quantised."""
-        if not layers:
-            return self._int8.graph, self._int8.quantised
-        exclude = {*self._int8_options.exclude, *layers}
-        return insert_qdq(self._source.graph, self._int8.cache.amax(), self._int8_options.placement, exclude)
+        if self._latest[0] != layers:
+            exclude = {*self._int8_options.exclude, *layers}
+            found = insert_qdq(self._source.graph, self._int8.cache.amax(), self._int8_options.placement, exclude)
+            self._latest = (layers, *found)
+        return self._latest[1:]
 
-    def fits(self, meter: Meter, layers: tuple[str, ...], total: int) -> bool:
+    def _fits(self, layers: tuple[str, ...]) -> bool:
         if any(point.kept == len(layers) for point in self.points):
             return self.point(len(layers)).fits
-        floating = len(layers) == total
+        floating = len(layers) == len(self._layers)
         graph = self._source.graph if floating else self.graph_without(layers)[0]
         precision = "fp16" if floating else "int8"
-        point = meter.measure(to_precision(graph, precision, self._float32), precision, len(layers))
+        point = self._meter.measure(to_precision(graph, precision, self._float32), precision, len(layers))
         point = replace(point, fits=point.drop <= self._limit + _ROUNDING)
         self.points.append(point)
         verdict = "" if point.fits else "  over the budget"
         sqnr = "-" if point.sqnr_db is None else f"{point.sqnr_db:.1f} dB"
-        share = f"{point.kept} of {total}"
+        share = f"{point.kept} of {len(self._layers)}"
         self._say(f"auto: {share:>12} {point.drop:>7.2f} {point.agreement:>8.2f} % {sqnr:>9}{verdict}")
         return point.fits
-
-    def rank(self, images: Any) -> dict[str, float]:
-        """Error of the logits with each layer rounded alone, in graph order."""
-        quantised = self._int8.quantised
-        names = [*quantised.nodes, *quantised.additions]
-        candidates = roundings(self._int8.graph, quantised.tensors, names)
-        with progress("sensitivity", len(names)) as advance:
-            return logit_errors(self._source.graph, candidates, images, progress=advance)
 
 
 def least(count: int, fits: Callable[[int], bool]) -> int:
@@ -223,7 +231,7 @@ def order(units: Sequence[tuple[str, ...]], errors: dict[str, float]) -> list[tu
     return sorted(units, key=lambda unit: -sum(errors[name] for name in unit) / len(unit))
 
 
-def _layers(units: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def _flat(units: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(name for unit in units for name in unit)
 
 
@@ -260,9 +268,10 @@ def _reasons(graph: onnx.ModelProto, layers: Sequence[str], errors: dict[str, fl
     ]
 
 
-def _summary(auto: dict[str, Any], measure: str) -> list[str]:
+def _summary(auto: dict[str, Any]) -> list[str]:
     count, total = len(auto["kept"]), auto["layers"]
-    head = f"auto: {total - count} of {total} layers and additions in int8, drop {auto['drop']:.2f} points of {measure}"
+    loss = f"drop {auto['drop']:.2f} points of {auto['measure']}"
+    head = f"auto: {total - count} of {total} layers and additions in int8, {loss}"
     return [
         head,
         *(

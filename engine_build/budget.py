@@ -32,8 +32,10 @@ from infer.errors import InputError
 from infer.preprocess import Preprocessing
 from infer.sources import Record
 
-#: Images that rank the layers. 16 gave the same curve as 256 on the shipped model, see docs/auto.md.
-RANKING_IMAGES = 32
+# Ranking L layers with N images costs about L N / 2 runs of the network. 16 images gave the order that 256 gave on the
+# shipped model (docs/auto.md), so deep networks get few.
+_RANKING_RUNS = 2048
+_RANKING_IMAGES = (16, 64)
 _BATCH = 32
 
 
@@ -91,6 +93,7 @@ def split_images(
     data: Sequence[str],
     limit: int,
     labels: tuple[Sequence[str], Sequence[str] | None],
+    layers: int,
     say: Callable[[str], None],
 ) -> tuple[NDArray[np.uint8], Budget]:
     """Images that rank layers, uint8 ``[R, crop, crop, 3]``, and others that measure.
@@ -101,6 +104,7 @@ def split_images(
         data: images to measure on; empty takes calibration images that do not rank.
         limit: at most so many of ``data``.
         labels: class names and WordNet ids.
+        layers: how many are to be ranked.
         say: told why ``data`` has no labels.
 
     Raises:
@@ -111,7 +115,8 @@ def split_images(
         raise InputError(f"auto needs at least 2 calibration images, found {len(records)}; 500 are enough (--data)")
     folders = [(record.source, str(PurePosixPath(record.member).parent)) for record in records]
     members = [record.member for record in records]
-    count = min(RANKING_IMAGES, len(records) // 2)
+    least, most = _RANKING_IMAGES
+    count = min(max(least, min(most, _RANKING_RUNS // max(layers, 1))), len(records) // 2)
     ranking = set(balanced_sample(members, folders, count, request.seed).tolist())
     images, _ = _load([record for at, record in enumerate(records) if at in ranking], source.spec)
     if data:

@@ -31,7 +31,7 @@ class Tally:
         labelled: those of them with a true class.
         top1, top5, reference_top1, reference_top5: hits.
         agreeing: images with the same top-1 as the reference.
-        not_finite: images with NaN or infinity among their logits.
+        not_finite: images with NaN or infinity among their logits; the differences leave them out.
     """
 
     images: int = 0
@@ -63,16 +63,17 @@ class Tally:
         self.labelled += int(known.sum())
         self.top1 += _hits(outputs, targets, 1)
         self.top5 += _hits(outputs, targets, 5)
-        self.not_finite += int((~np.isfinite(outputs.logits)).any(axis=1).sum())
+        finite = np.isfinite(outputs.logits).all(axis=1)
+        self.not_finite += int((~finite).sum())
         if reference is None:
             return
         self.reference_images += len(targets)
         self.reference_top1 += _hits(reference, targets, 1)
         self.reference_top5 += _hits(reference, targets, 5)
         self.agreeing += int((outputs.classes[:, 0] == reference.classes[:, 0]).sum())
-        x, r = np.nan_to_num(outputs.logits.astype(np.float64)), reference.logits.astype(np.float64)
+        x, r = outputs.logits[finite].astype(np.float64), reference.logits[finite].astype(np.float64)
         difference = np.abs(x - r)
-        self.max_difference = max(self.max_difference, float(difference.max()))
+        self.max_difference = max(self.max_difference, float(difference.max(initial=0)))
         self._absolute += float(difference.sum())
         self._values += difference.size
         self._noise += float((difference**2).sum())
@@ -96,9 +97,10 @@ class Tally:
             result["agreement"] = _percent(self.agreeing, self.reference_images)
             result["disagreeing"] = self.reference_images - self.agreeing
             result["max_logit_difference"] = self.max_difference
-            result["mean_logit_difference"] = self._absolute / self._values
-            result["cosine"] = self._cosine / self.reference_images
-            result["sqnr_db"] = 10 * math.log10(self._signal / self._noise) if self._noise and self._signal else None
+            result["mean_logit_difference"] = self._absolute / max(1, self._values)
+            result["cosine"] = self._cosine / max(1, self.reference_images - self.not_finite)
+            exact = not (self._noise and self._signal)
+            result["sqnr_db"] = None if exact else 10 * math.log10(self._signal / self._noise)
         return result
 
 

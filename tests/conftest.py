@@ -77,7 +77,9 @@ def shipped(build_once, shared_folder) -> Callable[[str], Path]:
 
         with locked(shared_folder / "shipped.lock"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "load_source", load_source)
-            folders = {p: build_once(f"{SHIPPED}-{p}", model=SHIPPED, precision=p) for p in ("fp32", "fp16", "bf16", "int8")}
+            folders = {
+                p: build_once(f"{SHIPPED}-{p}", model=SHIPPED, precision=p) for p in ("fp32", "fp16", "bf16", "int8")
+            }
         return folders[precision]
 
     return get
@@ -161,3 +163,19 @@ def shipped_images() -> tuple[np.ndarray, np.ndarray]:
     dataset = open_dataset([row.shipped / "test.tar.gz"], labels, limit=2000)
     batches = list(dataset.batches(row.preprocessing, 100, strict=True))
     return np.concatenate([b.images for b, _ in batches]), np.concatenate([t for _, t in batches])
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """80 shipped test images in class folders. Read-only."""
+    from engine_build.zoo import MODELS
+    from infer.datasets import open_dataset
+
+    row = MODELS[SHIPPED]
+    labels = (row.shipped / "labels.txt").read_text().splitlines()
+    folder = tmp_path_factory.mktemp("labelled") / "photos"
+    for record in open_dataset([row.shipped / "test.tar.gz"], labels, limit=80).records:
+        path = folder / record.member
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(record.load())
+    return folder

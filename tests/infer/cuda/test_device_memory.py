@@ -12,6 +12,7 @@ from cuda_emulator.emulator import COMPUTE, D2H, ENGINE_COMPUTE, H2D
 from numpy.typing import NDArray
 
 from infer.cuda import dlpack
+from infer.cuda.driver import DeviceError
 from infer.errors import InputError
 
 
@@ -144,6 +145,36 @@ def test_enqueue_and_batches_share_the_slots(stack: Any, device: Device) -> None
                 np.testing.assert_array_equal(have, want)
 
 
+def test_a_failed_batch_leaves_the_slot_in_order(stack: Any, device: Device) -> None:
+    """What was enqueued of it before the failure still uses the execution's scratch memory."""
+    with stack.open(slots=1, cuda_graphs=False) as backend:
+        images, stream = stack.images(4), device.stream()
+        pointer, outputs = int(device.upload(images)), outputs_for(device, 4)
+        stack.emulator.delay(COMPUTE, 20)
+        stack.emulator.fail("cuMemcpyDtoHAsync_v2")
+        with pytest.raises(DeviceError):
+            backend.infer(images)
+        backend.enqueue(pointer, 4, [int(memory) for memory in outputs], stream.handle).synchronize()
+        np.testing.assert_array_equal(fetch(device, outputs, 4)[0], stack.expected(images)[0])
+
+
+def test_nothing_is_left_in_a_context_that_others_use(stack: Any, device: Device) -> None:
+    """Here the context outlives the runner, so every object has to be destroyed by itself."""
+    path, stream = stack.write(), device.stream()
+    images = stack.images(4)
+    array, outputs = Interface(device.upload(images), images.shape), outputs_for(device, 4)
+    before = stack.emulator.live()
+    for _ in range(3):
+        with stack.open(path) as backend:
+            backend.infer(images)
+            event = backend.enqueue(int(device.memory[0]), 4, [int(memory) for memory in outputs], stream.handle)
+            results = [backend.infer_device(array, stream=stream.handle) for _ in range(3)]
+            assert stack.emulator.live()["device_bytes"] > before["device_bytes"]
+            assert stack.emulator.live()["events"] > before["events"]
+        assert stack.emulator.live() == before
+    del event, results
+
+
 def test_enqueue_from_many_threads(stack_11: Any, device: Device) -> None:
     with stack_11.open() as backend:
         jobs = []
@@ -230,7 +261,6 @@ def test_work_of_others_on_the_default_stream_holds_nobody_up(stack_11: Any, dev
         memory, pinned = device.upload(np.zeros(64, np.uint8)), device.cuda.pagelocked_empty(64, np.uint8)
         stack_11.emulator.delay(D2H, 60)
         device.cuda.memcpy_dtoh_async(pinned, memory)
-        stack_11.emulator.delay(D2H, 0)
         with stack_11.emulator.tracing() as operations:
             future = backend.submit(stack_11.images(4))
             device.cuda.Context.synchronize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,19 @@ def test_close_finishes_what_is_under_way(stack: Any) -> None:
     for batch, future in zip(images, futures, strict=True):
         assert future.done()
         stack.check(batch, future.result())
+
+
+def test_close_waits_for_threads_that_run_a_batch(stack: Any) -> None:
+    backend = stack.open()
+    stack.emulator.delays(30, 30, 30)
+    images = [stack.images(4, seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(backend.infer, batch) for batch in images]
+        while stack.emulator.live()["operations"] < 12:  # three operations and the end of each batch
+            time.sleep(0.001)
+        backend.close()
+        for batch, future in zip(images, futures, strict=True):
+            stack.check(batch, future.result())
 
 
 def test_close_from_many_threads_and_from_a_callback(stack_11: Any) -> None:

@@ -1,0 +1,178 @@
+"""Accuracy figures against the same figures computed the long way, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infer.accuracy import Tally, judge, measure, record
+from infer.backends.base import Outputs
+
+
+def outputs(logits, k=5):
+    logits = np.asarray(logits, np.float32)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int32)
+    with np.errstate(invalid="ignore"):
+        scores = np.exp(logits - logits.max(1, keepdims=True))
+    scores /= scores.sum(1, keepdims=True)
+    return Outputs(logits, np.take_along_axis(scores, order, 1), order)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 40),
+    classes=st.integers(2, 12),
+    noise=st.sampled_from([0.0, 0.01, 1.0]),
+    cuts=st.lists(st.integers(0, 40), max_size=4),
+)
+@settings(max_examples=60, deadline=None)
+def test_tally_equals_brute_force(seed, images, classes, noise, cuts):
+    rng = np.random.default_rng(seed)
+    reference = rng.normal(size=(images, classes)).astype(np.float32)
+    found = (reference + noise * rng.normal(size=reference.shape)).astype(np.float32)
+    targets = rng.integers(-1, classes, images)  # -1: no label
+    tally = Tally()
+    edges = sorted({0, images, *(cut for cut in cuts if cut < images)})
+    for first, last in pairwise(edges):
+        part = slice(first, last)
+        tally.add(outputs(found[part]), targets[part], outputs(reference[part]))
+    result = tally.to_json()
+
+    known = [i for i in range(images) if targets[i] >= 0]
+    hits1 = [found[i].argmax() == targets[i] for i in known]
+    hits5 = [targets[i] in np.argsort(-found[i], kind="stable")[:5] for i in known]
+    assert result["images"] == images
+    if known:
+        assert result["labelled"] == len(known)
+        assert result["top1"] == pytest.approx(100 * np.mean(hits1), abs=1e-3)
+        assert result["top5"] == pytest.approx(100 * np.mean(hits5), abs=1e-3)
+        assert result["reference_top1"] == pytest.approx(
+            100 * np.mean([reference[i].argmax() == targets[i] for i in known]), abs=1e-3
+        )
+    else:
+        assert "top1" not in result
+    same = found.argmax(1) == reference.argmax(1)
+    assert result["agreement"] == pytest.approx(100 * same.mean(), abs=1e-3)
+    assert result["disagreeing"] == (~same).sum()
+    x, r = found.astype(float), reference.astype(float)
+    assert result["max_logit_difference"] == pytest.approx(np.abs(x - r).max())
+    assert result["mean_logit_difference"] == pytest.approx(np.abs(x - r).mean())
+    cosine = (x * r).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(r, axis=1)
+    assert result["cosine"] == pytest.approx(cosine.mean())
+    if noise:
+        assert result["sqnr_db"] == pytest.approx(10 * math.log10((r**2).sum() / ((x - r) ** 2).sum()))
+    else:
+        assert result["sqnr_db"] is None
+
+
+def test_without_a_reference():
+    tally = Tally()
+    tally.add(outputs([[1, 0], [0, 1]]), np.array([0, 0]))
+    assert tally.to_json() == {"images": 2, "labelled": 2, "top1": 50.0, "top5": 100.0}
+
+
+def test_without_labels():
+    tally = Tally()
+    tally.add(outputs([[1, 0], [0, 1]]), np.array([-1, -1]), outputs([[1, 0], [1, 0]]))
+    result = tally.to_json()
+    assert (result["agreement"], "labelled" in result, "reference_top1" in result) == (50.0, False, False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_numbers_are_counted_and_fail(bad):
+    logits = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    broken = logits.copy()
+    broken[1, 0] = bad
+    tally = Tally()
+    tally.add(outputs(broken), np.array([0, 1, 0]), outputs(logits))
+    result = tally.to_json()
+    assert result["not_finite"] == 1
+    assert result["max_logit_difference"] == 0.0  # of the other two
+    assert result["cosine"] == pytest.approx(1)
+    json.loads(json.dumps(result, allow_nan=False))  # the manifest is JSON, which has no NaN
+    verdict = judge(result)
+    assert not verdict.passed
+    assert verdict.reason == "NaN or infinite logits for 1 of 3 images"
+
+
+def test_nothing_but_numbers_that_are_none():
+    tally = Tally()
+    tally.add(outputs([[np.nan, np.nan]]), np.array([0]), outputs([[1, 0]]))
+    result = tally.to_json()
+    assert (result["not_finite"], result["cosine"], result["sqnr_db"]) == (1, 0.0, None)
+    assert not judge(result).passed
+
+
+def test_a_reference_of_zeros():
+    tally = Tally()
+    tally.add(outputs([[1, 2]]), np.array([1]), outputs([[0, 0]]))
+    assert tally.to_json()["sqnr_db"] is None
+
+
+@pytest.mark.parametrize(
+    ("top1", "reference", "threshold", "passed"),
+    [
+        (99.0, 100.0, 0.99, True), (98.999, 100.0, 0.99, False), (75.0, 75.0, 1.0, True), (76.0, 75.0, 1.0, True),
+        (0.0, 0.0, 0.99, True), (50.0, 75.0, 0.5, True), (74.9, 75.0, 1.0, False),
+    ],
+)  # fmt: skip
+def test_verdict_with_labels(top1, reference, threshold, passed):
+    verdict = judge({"images": 9, "top1": top1, "reference_top1": reference, "agreement": 0.0}, threshold)
+    assert verdict.passed == passed
+    assert f"top-1 {top1:.2f} % against" in verdict.reason
+
+
+@pytest.mark.parametrize(("agreement", "passed"), [(99.0, True), (98.9, False), (100.0, True)])
+def test_verdict_without_labels(agreement, passed):
+    verdict = judge({"images": 9, "agreement": agreement})
+    assert (verdict.passed, verdict.reason) == (passed, f"agreement {agreement:.2f} % against 99.00 % needed")
+
+
+def test_no_verdict_without_a_reference():
+    verdict = judge({"images": 9, "top1": 100.0})
+    assert not verdict.passed
+    assert "pass --reference BUNDLE" in verdict.reason
+
+
+class Fixed:
+    """A runner whose logits are the first row of each image, plus an error."""
+
+    def __init__(self, error=0.0):
+        self.error = error
+
+    def infer(self, images):
+        return outputs(images[:, 0, :, 0] + self.error * (np.arange(images.shape[2]) == 0))
+
+    def stream(self, batches):
+        for key, images in batches:
+            yield key, self.infer(images)
+
+
+def test_measure_runs_both_on_the_same_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (10, 4, 6, 3)).astype(np.uint8)
+    targets = images[:, 0, :, 0].argmax(1)
+    batches = [(targets[:7], images[:7]), (targets[7:], images[7:])]
+    tally = measure(Fixed(error=2.0), Fixed(), iter(batches))
+    assert (tally.images, tally.reference_top1, tally.max_difference) == (10, 10, 2.0)
+    alone = measure(Fixed(), None, iter(batches))
+    assert (alone.images, alone.top1, alone.reference_images) == (10, 10, 0)
+
+
+def test_record(tiny):
+    from infer import open_bundle
+
+    with open_bundle(tiny) as runner:
+        found = record(
+            runner, {"images": 3, "agreement": 100.0}, judge({"images": 3, "agreement": 100.0}), "val", "x on y"
+        )
+    assert found["target"] == "openvino"
+    assert (found["data"], found["reference"], found["images"], found["passed"]) == ("val", "x on y", 3, True)
+    assert found["verdict"].startswith("agreement 100.00 %")
+    assert "CPU" in found["device"]

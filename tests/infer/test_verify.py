@@ -1,0 +1,181 @@
+"""Verification end to end: real bundles, real images, the result in the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from infer.bundle import read_manifest, write_manifest
+from infer.errors import BundleError, ImageError, InputError, UntrainedError
+from infer.verify import verify_bundle
+
+
+@pytest.fixture
+def pair(own, shipped):
+    """A copy of the fp16 bundle with its fp32 sibling beside it."""
+    fp16 = own(shipped("fp16"))
+    shutil.copytree(shipped("fp32"), fp16.parent / shipped("fp32").name)
+    return fp16
+
+
+def change(folder, **fields):
+    manifest = read_manifest(folder)
+    for name, value in fields.items():
+        part, _, leaf = name.rpartition("__")
+        setattr(getattr(manifest, part) if part else manifest, leaf, value)
+    write_manifest(folder, manifest)
+
+
+def test_the_sibling_is_found_and_the_result_is_stored(pair, labelled):
+    result = verify_bundle(pair, [str(labelled)])
+    found = result.record
+    assert (found["images"], found["labelled"]) == (80, 80)
+    assert found["top1"] > 80
+    assert found["agreement"] > 98
+    assert 0 < found["max_logit_difference"] < 0.5
+    assert found["reference"] == "iresnet50_fashion-fp32 on onnxruntime"
+    assert (found["data"], found["target"], found["passed"]) == ("photos", "openvino", True)
+    assert result.failures == []
+    assert read_manifest(pair).accuracy == [found]
+
+
+def test_measuring_again_replaces_and_another_target_adds(pair, labelled):
+    verify_bundle(pair, [str(labelled)], limit=20)
+    second = verify_bundle(pair, [str(labelled)], limit=40).record
+    assert read_manifest(pair).accuracy == [second]
+    other = verify_bundle(pair, [str(labelled)], limit=20, target="onnxruntime").record
+    assert read_manifest(pair).accuracy == [second, other]
+    assert (second["images"], other["images"], other["target"]) == (40, 20, "onnxruntime")
+
+
+def test_fp32_is_compared_with_the_reference_engine(own, shipped, labelled):
+    found = verify_bundle(own(shipped("fp32")), [str(labelled)]).record
+    assert (found["agreement"], found["disagreeing"]) == (100.0, 0)
+    assert found["max_logit_difference"] < 1e-3
+    assert found["passed"]
+
+
+def test_a_reference_engine_can_be_chosen(pair, labelled):
+    found = verify_bundle(pair, [str(labelled)], limit=20, reference_target="openvino").record
+    assert found["reference"] == "iresnet50_fashion-fp32 on openvino"
+
+
+def test_a_threshold_that_is_missed(pair, labelled, monkeypatch):
+    from infer.runner import Runner
+
+    original = Runner.stream
+
+    def shifted(self, batches):
+        for key, outputs in original(self, batches):
+            yield key, outputs._replace(classes=(outputs.classes + 1) % 10)
+
+    monkeypatch.setattr(Runner, "stream", shifted)
+    found = verify_bundle(pair, [str(labelled)], limit=40).record
+    assert not found["passed"]
+    assert found["agreement"] == 0
+    assert read_manifest(pair).accuracy[0]["passed"] is False
+
+
+def test_no_reference_at_all(own, shipped, labelled):
+    bundle = own(shipped("fp16"))
+    found = verify_bundle(bundle, [str(labelled)], limit=20).record
+    assert (found["reference"], found["passed"]) == (None, False)
+    assert "pass --reference" in found["verdict"]
+    assert found["top1"] > 60
+
+
+def test_a_reference_that_is_not_fp32(pair, labelled, shipped):
+    with pytest.raises(InputError, match=r"is bf16; the reference must be an fp32 bundle"):
+        verify_bundle(pair, [str(labelled)], reference=shipped("bf16"))
+
+
+SQUASHED = {"resize": 72, "crop": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__weights_sha256": "0" * 64, "model__weights": "mine.pth"}, r"built from other weights \(mine.pth\)"),
+        ({"model__weights_sha256": ""}, "was built from other weights"),
+        ({"preprocessing": SQUASHED}, "differ in pre-processing"),
+    ],
+)
+def test_a_reference_of_something_else(pair, labelled, fields, message):
+    change(pair.parent / "iresnet50_fashion-fp32", **fields)
+    with pytest.raises(InputError, match=message):
+        verify_bundle(pair, [str(labelled)])
+    assert read_manifest(pair).accuracy == []
+
+
+def test_the_same_weights_under_another_name_are_the_same(pair, labelled):
+    change(pair.parent / "iresnet50_fashion-fp32", model__weights="copy.safetensors")
+    assert verify_bundle(pair, [str(labelled)], limit=20).record["agreement"] > 90
+
+
+def test_a_reference_that_does_not_exist(pair, labelled, tmp_path):
+    with pytest.raises(BundleError, match="is not a bundle"):
+        verify_bundle(pair, [str(labelled)], reference=tmp_path / "none")
+
+
+def test_random_weights_of_another_model_are_no_reference(own, untrained, labelled, tmp_path):
+    bundle, data = own(untrained), with_classes(tmp_path / "data", labelled)
+    other = shutil.copytree(untrained, bundle.parent / "other")
+    change(other, model__name="narrow-iresnet34")
+    with pytest.raises(InputError, match="was built from other weights"):
+        verify_bundle(bundle, [str(data)], reference=other, allow_untrained=True)
+
+
+def test_untrained_bundles_are_refused(own, untrained, labelled):
+    bundle = own(untrained)
+    with pytest.raises(UntrainedError, match="--allow-untrained"):
+        verify_bundle(bundle, [str(labelled)])
+    assert read_manifest(bundle).accuracy == []
+
+
+def with_classes(folder, labelled, count=3):
+    """Class folders for the untrained and tiny models, whose classes are numbers."""
+    for number, source in enumerate(sorted(labelled.iterdir())[:count]):
+        shutil.copytree(source, folder / str(number))
+    return folder
+
+
+def test_untrained_bundles_are_measured_when_told_to(own, untrained, labelled, tmp_path):
+    data = with_classes(tmp_path / "data", labelled)
+    found = verify_bundle(own(untrained), [str(data)], allow_untrained=True).record
+    assert found["images"] == 24
+    assert found["agreement"] == 100
+
+
+def test_unreadable_images_are_named_and_counted(pair, labelled, tmp_path):
+    data = shutil.copytree(labelled, tmp_path / "data")
+    broken = next((data / "bag").iterdir())
+    broken.write_bytes(broken.read_bytes()[:50])
+    (data / "coat/none.jpg").write_bytes(b"")
+    result = verify_bundle(pair, [str(data)])
+    assert result.record["images"] == 79
+    assert len(result.failures) == 2
+    assert str(broken) in result.failures[0]
+    assert "none.jpg" in result.failures[1]
+    with pytest.raises(ImageError, match=broken.name):
+        verify_bundle(pair, [str(data)], strict=True)
+
+
+def test_no_readable_image_at_all(pair, tmp_path):
+    (tmp_path / "data/bag").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / f"data/bag/{number}.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"not one of 3 images could be read; the first: .*0.png"):
+        verify_bundle(pair, [str(tmp_path / "data")])
+    assert read_manifest(pair).accuracy == []
+
+
+def test_no_data(pair, tmp_path):
+    with pytest.raises(InputError, match="none: no such file or folder"):
+        verify_bundle(pair, [str(tmp_path / "none")])
+
+
+def test_the_manifest_stays_plain_json(pair, labelled):
+    verify_bundle(pair, [str(labelled)], limit=20)
+    json.loads((pair / "manifest.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
