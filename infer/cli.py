@@ -12,6 +12,7 @@ import typer
 from infer.bench_cli import bench
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
 from infer.errors import AccuracyError, ImageError
+from infer.export_cli import export_deepstream, export_triton
 
 if TYPE_CHECKING:
     from infer.bundle import Manifest
@@ -25,6 +26,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.command(no_args_is_help=True)(bench)
+app.command("export-triton", no_args_is_help=True)(export_triton)
+app.command("export-deepstream", no_args_is_help=True)(export_deepstream)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")]
 TargetOption = Annotated[

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 8
 CACHE_FOLDER = "openvino.cache"
+_FIRST_CONVERSION = threading.Lock()
 
 
 def availability() -> str | None:
@@ -60,6 +61,7 @@ class OpenVINOBackend:
             raise TargetUnavailableError(missing)
         import openvino
 
+        _convert_once(openvino)
         self._core = openvino.Core()
         self._options: dict[str, Any] = dict(options or {})
         if threads is not None:
@@ -159,6 +161,17 @@ class _Pool:
 
     def close(self) -> None:
         self._threads.shutdown()
+
+
+def _convert_once(ov: Any) -> None:
+    """Convert an array to a tensor and back.
+
+    OpenVINO makes its tables of number types at the first conversion. When two threads do that at once, one waits for
+    the other's table with the interpreter's lock, which the other needs: neither goes on.
+    """
+    with _FIRST_CONVERSION:
+        for kind in (np.uint8, np.float32, np.int32):
+            ov.Tensor(np.zeros(1, kind)).data.copy()
 
 
 def _writable(folder: Path) -> bool:

@@ -13,7 +13,7 @@
 Every slot has its own non-blocking stream, execution context, pinned and device buffers; copies to the device, the
 network and copies back of different slots overlap, so the rate is that of the slowest of them. Each slot takes two
 batches, so that one waits in the stream while the host still deals with the other. The rows of a result depend on
-nothing but their images: not on slot, thread or batch.
+their images and on what TensorRT's kernels make of the batch size: not on slot, thread or neighbours.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
-from infer.cuda import driver
 from infer.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
 from infer.cuda.events import Event
+from infer.cuda.gpus import find_gpus
 from infer.cuda.pinned import PinnedBatch
 from infer.cuda.session import Session
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
+_SPECIALIZATIONS = ("lazy", "eager", "none")
 _OUTPUTS = ("logits", "scores", "classes")
 
 
@@ -53,8 +54,11 @@ def availability(target: str, device: int = 0) -> str | None:
     """
     if target not in _INSTALL:
         raise InputError(f"target: expected one of {', '.join(_INSTALL)}, found {target!r}")
-    if (missing := driver.find_device(device)) is not None:
+    gpus, missing = find_gpus()
+    if missing:
         return missing
+    if not 0 <= device < len(gpus):
+        return f"expected CUDA device {device}, found {len(gpus)} device(s); check CUDA_VISIBLE_DEVICES"
     for module, install in (("pycuda.driver", "pip install pycuda"), (target, _INSTALL[target])):
         try:
             importlib.import_module(module)
@@ -95,6 +99,9 @@ class TensorRTBackend:
         cuda_graphs: launch batches as CUDA graphs where possible, plain where not. TensorRT for RTX captures its own.
         graph_batches: batch sizes to capture, a graph and an execution context each; None for 1 and the largest.
         runtime_cache: TensorRT for RTX: file that keeps the kernels compiled for this GPU, made when missing.
+        specialization: TensorRT for RTX: kernels for each batch size are compiled in the background while general ones
+            run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
+            ones arrive, the last bits of results may change.
         spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
 
     Raises:
@@ -124,10 +131,13 @@ class TensorRTBackend:
         cuda_graphs: bool = True,
         graph_batches: Sequence[int] | None = None,
         runtime_cache: Path | None = None,
+        specialization: str = "lazy",
         spin: bool = False,
     ) -> None:
         if slots < 1:
             raise InputError(f"slots: expected at least 1, found {slots}")
+        if specialization not in _SPECIALIZATIONS:
+            raise InputError(f"specialization: expected one of {', '.join(_SPECIALIZATIONS)}, found {specialization!r}")
         if (missing := availability(target, device)) is not None:
             raise TargetUnavailableError(missing)
         batches = tuple(graph_batches) if graph_batches is not None else None
@@ -139,6 +149,7 @@ class TensorRTBackend:
             max_batch=max_batch,
             graph_batches=batches if cuda_graphs else (),
             runtime_cache=runtime_cache,
+            specialization=specialization,
             spin=spin,
         )
         # Also at the end of the interpreter, while threads still run.

@@ -79,21 +79,6 @@ def library() -> ctypes.CDLL:
     return cuda
 
 
-def find_device(ordinal: int) -> str | None:
-    """None when the driver offers device ``ordinal``, else one sentence: what is missing. Needs no context."""
-    try:
-        cuda = library()
-    except TargetUnavailableError as error:
-        return str(error)
-    if status := cuda.cuInit(0):
-        return f"the NVIDIA driver finds no usable GPU ({describe(status)})"
-    count = ctypes.c_int()
-    status = cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status or not 0 <= ordinal < count.value:
-        return f"expected CUDA device {ordinal}, found {count.value} device(s); check CUDA_VISIBLE_DEVICES"
-    return None
-
-
 def describe(status: int) -> str:
     """Text of a status code: ``out of memory, CUDA error 2``."""
     text = ctypes.c_char_p()

@@ -32,6 +32,7 @@ class Engine:
         target: ``tensorrt`` or ``tensorrt_rtx``, also the name of the module.
         cuda_graphs: TensorRT for RTX only: let it capture graphs by itself.
         runtime_cache: TensorRT for RTX only: file for the kernels it compiles on this GPU, read if it is there.
+        specialization: TensorRT for RTX only: when it compiles for a batch size, ``lazy``, ``eager`` or ``none``.
 
     Raises:
         TargetUnavailableError: the plan is not for this version of TensorRT or this GPU.
@@ -44,7 +45,9 @@ class Engine:
         graphs_inside: it captures CUDA graphs by itself.
     """
 
-    def __init__(self, plan: Path, target: str, *, cuda_graphs: bool, runtime_cache: Path | None) -> None:
+    def __init__(
+        self, plan: Path, target: str, *, cuda_graphs: bool, runtime_cache: Path | None, specialization: str = "lazy"
+    ) -> None:
         self._trt: Any = importlib.import_module(target)
         self.messages: deque[str] = deque(maxlen=20)
         self._logger = _make_logger(self._trt, self.messages)
@@ -52,6 +55,7 @@ class Engine:
         self.graphs_inside = target == RTX and cuda_graphs
         self._cache_file = runtime_cache if target == RTX else None
         self._cached = b""
+        self._specialization = specialization
         self._cache: Any = None
         self._config: Any = None
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -98,6 +102,8 @@ class Engine:
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         strategy = trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self.graphs_inside else strategy.DISABLED
+        kernels = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(kernels, self._specialization.upper())
         if self._cache_file is not None:
             self._cache = config.create_runtime_cache()
             if self._cache_file.is_file():

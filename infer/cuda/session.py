@@ -35,6 +35,7 @@ class Session:
         max_batch: largest batch; None for the plan's; smaller when memory is short.
         graph_batches: batch sizes to capture; None for 1 and the largest; empty for none.
         runtime_cache: see :class:`~infer.cuda.engine.Engine`.
+        specialization: see there.
         spin: see :class:`~infer.cuda.slots.Slot`.
 
     Raises:
@@ -55,6 +56,7 @@ class Session:
         max_batch: int | None,
         graph_batches: tuple[int, ...] | None,
         runtime_cache: Path | None,
+        specialization: str,
         spin: bool,
     ) -> None:
         self._lock, self._closed = threading.Lock(), False
@@ -72,7 +74,13 @@ class Session:
             with self.context:
                 try:
                     graphs = graph_batches is None or len(graph_batches) > 0
-                    self.engine = Engine(plan, target, cuda_graphs=graphs, runtime_cache=runtime_cache)
+                    self.engine = Engine(
+                        plan,
+                        target,
+                        cuda_graphs=graphs,
+                        runtime_cache=runtime_cache,
+                        specialization=specialization,
+                    )
                 except DeviceMemoryError as error:
                     raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error
                 try:

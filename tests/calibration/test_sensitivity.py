@@ -17,7 +17,7 @@ LAYERS = ("stem", "conv1", "conv2", "conv3", "fc")
 
 
 def net() -> onnx.ModelProto:
-    """uint8 images to logits: a stem, a block with a shortcut, a second layer, a classifier, and a softmax behind it."""
+    """uint8 images to logits: a stem, a block with a shortcut, one more layer, a classifier, a softmax behind it."""
     constants = {"mean": np.full(3, 120, np.float32), "factor": np.full(3, 1 / 60, np.float32)}
     for number, shape in enumerate([(8, 3, 3, 3), (8, 8, 1, 1), (8, 8, 3, 3), (8, 8, 1, 1)]):
         constants[f"w{number}"] = weights_of(*shape, seed=number) / np.float32(np.sqrt(np.prod(shape[1:])))
@@ -78,10 +78,10 @@ SCALES = {"stem": 0.02, "conv1": 0.03, "conv2": 0.05, "conv3": 0.06, "add": 0.04
 
 def candidates(model):
     found = {}
-    for name in SCALES:  # one by one: two of them read one tensor with different scales
-        graph_of_one = quantised(model, {name: SCALES[name]})
+    for name, scale in SCALES.items():  # one by one: two of them read one tensor with different scales
+        graph_of_one = quantised(model, {name: scale})
         read = {node.name: node.input[0] for node in model.graph.node}[name]
-        found |= roundings(graph_of_one, {read: (SCALES[name], 0.0)}, [name])
+        found |= roundings(graph_of_one, {read: (scale, 0.0)}, [name])
     return found
 
 

@@ -122,7 +122,9 @@ def test_steps_are_reported_and_timed(options):
     lines = []
     steps = Steps(say=lines.append)
     build(options, steps)
-    assert list(steps.seconds) == ["load", "passes", "precision", "openvino"]
+    names = list(steps.seconds)
+    assert (names[0], names[-1]) == ("load", "openvino")
+    assert names.index("passes") < names.index("precision")
     assert all(seconds >= 0 for seconds in steps.seconds.values())
     assert any("1 Conv" in line and "1 batch norms folded" in line for line in lines)
 

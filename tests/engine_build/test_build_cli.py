@@ -128,7 +128,7 @@ def test_build_as_json(call, tiny_build, tmp_path):
     assert (result["bundle"], result["precision"], result["trained"]) == (str(tmp_path / "x"), "fp16", True)
     assert result["plans"][0]["target"] == "openvino"
     assert result["plans"][0]["audit"]["mac_nodes"] == 2
-    assert set(result["seconds"]) == {"load", "passes", "precision", "openvino"}
+    assert {"load", "passes", "precision", "openvino"} <= set(result["seconds"])
 
 
 def test_preprocessing_options_arrive(call, tiny_build, tmp_path):

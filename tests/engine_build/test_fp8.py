@@ -1,5 +1,7 @@
 """FP8: what the pairs compute, which layers get them, and that TensorRT-RTX really makes fp8 kernels of them."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -7,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
-from small_models import SIDE, graph, pictures, run, weights_of
+from PIL import Image
+from small_models import SIDE, SPEC, graph, pictures, run, weights_of
 
 from calibration.collect import collect
 from calibration.onnx_index import Index
+from calibration.run import Request
 from calibration.tensors import activation_tensors
 from engine_build import fp8
 from engine_build.build import BuildOptions, build
 from engine_build.fp8 import LARGEST, fp8_scale, fp8_targets, insert_fp8, quantise_weights
+from engine_build.int8 import Int8Options
 from engine_build.precision import to_precision
 from engine_build.targets import BuildSettings, build_target
 from infer.bundle import GRAPH, read_manifest
@@ -24,7 +29,7 @@ from infer.errors import BuildError
 UINT8 = [("images", TensorProto.UINT8, ["N", SIDE, SIDE, 3])]
 
 
-def net(stem=3, opset=20) -> onnx.ModelProto:
+def net(stem=3, opset=20, ir_version=9) -> onnx.ModelProto:
     """A deployed graph with a stem, a grouped layer, a shortcut and a classifier."""
     constants = {"mean": np.full(3, 120, np.float32), "factor": np.full(3, 1 / 60, np.float32)}
     for number, shape in enumerate([(16, 3, stem, stem), (16, 4, 3, 3), (16, 16, 1, 1)]):
@@ -40,7 +45,7 @@ def net(stem=3, opset=20) -> onnx.ModelProto:
         ("Relu", "sum", "r2"), ("GlobalAveragePool", "r2", "p"), ("Flatten", "p", "f"),
         ("Gemm", "f fw fb", "logits", {"transB": 1, "name": "fc"}),
     ]  # fmt: skip
-    return graph(nodes, constants, inputs=UINT8, outputs=[("logits", 1, ["N", 10])], opset=opset)
+    return graph(nodes, constants, inputs=UINT8, outputs=[("logits", 1, ["N", 10])], opset=opset, ir_version=ir_version)
 
 
 LAYERS = ("stem", "grouped", "pointwise", "fc")
@@ -120,10 +125,8 @@ def test_the_form_that_tensorrt_wants(amax):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             assert index.constants[node.input[2]].data_type == TensorProto.FLOAT8E4M3FN
             assert not index.value(node.input[2]).astype(np.float32).any()
-            is_weight = node.input[0] in index.constants
-            assert list(index.constants[node.input[1]].dims) == (
-                [index.constants[node.input[0]].dims[0]] if is_weight else []
-            )
+            weight = index.constants.get(node.input[0])
+            assert list(index.constants[node.input[1]].dims) == ([] if weight is None else [weight.dims[0]])
     assert index.op_counts()["QuantizeLinear"] == 4  # x, r0 (read by a layer and the addition), r1, f
     onnx.checker.check_model(to_precision(work, "int8"), full_check=True)
 
@@ -132,16 +135,26 @@ def test_large_windows_unknown_ranges_and_wishes_stay_float(amax):
     _, large = insert_fp8(net(stem=7), ranges(net(stem=7)))
     assert large.nodes == LAYERS[1:] and "7x7" in large.skipped["stem"]
     assert insert_fp8(net(stem=5), ranges(net(stem=5)))[1].nodes == LAYERS
+    assert insert_fp8(net(), amax, exclude=("add",))[1].additions == ()
     _, done = insert_fp8(net(), {**amax, "f": 0.0}, "none", exclude=("grouped",))
     assert done.nodes == ("stem", "pointwise") and done.additions == ()
     assert "request" in done.skipped["grouped"] and "no calibrated range" in done.skipped["fc"]
 
 
 def test_an_older_opset_is_converted(amax):
-    work, _ = insert_fp8(net(opset=17), amax)
+    work, _ = insert_fp8(net(opset=17, ir_version=8), amax)
     assert work.opset_import[0].version >= 19 and work.ir_version >= 9
     (old,), (new,) = run(work, pictures(2), ["logits"]), run(insert_fp8(net(), amax)[0], pictures(2), ["logits"])
     np.testing.assert_allclose(old, new, rtol=1e-5)
+
+
+def test_a_classifier_with_its_weights_the_other_way_round(amax):
+    model = net()
+    index = Index(model)
+    index.set_constant("fw", index.value("fw").T)
+    del model.graph.node[-1].attribute[:]
+    (found,), (same,) = (run(insert_fp8(m, amax)[0], pictures(2), ["logits"]) for m in (model, net()))
+    np.testing.assert_allclose(found, same, rtol=1e-5)
 
 
 @pytest.fixture
@@ -181,7 +194,7 @@ def test_gpus_without_fp8_are_refused(built, amax):
 def test_targets_without_fp8(monkeypatch):
     left, notes = fp8_targets(("tensorrt_rtx", "openvino"), named=False)
     assert left == ("tensorrt_rtx",) and "openvino was left out" in notes[0]
-    with pytest.raises(BuildError, match="openvino.*no fp8 kernels"):
+    with pytest.raises(BuildError, match=r"openvino.*no fp8 kernels"):
         fp8_targets(("tensorrt_rtx", "openvino"), named=True)
     with pytest.raises(BuildError, match="openvino"):
         fp8_targets(("openvino",), named=False)
@@ -190,19 +203,34 @@ def test_targets_without_fp8(monkeypatch):
         assert fp8_targets(("tensorrt", "tensorrt_rtx"), named=False)[0][0] == ("tensorrt" if fits else "tensorrt_rtx")
 
 
-def test_the_bundle(narrow_row, tmp_path):
+def test_the_bundle(tmp_path):
     """A whole build for every target that can: the manifest says what is fp8, what is not and why."""
     pytest.importorskip("tensorrt_rtx")
-    wanted = BuildOptions(narrow_row.name, precision="fp8", output=tmp_path / "b", offline=True)
+    constants = {
+        "stem.weight": weights_of(16, 3, 7, 7, seed=1) / 12, "conv.weight": weights_of(16, 16, 3, 3, seed=2) / 12,
+        "fc.weight": weights_of(10, 16, seed=3), "fc.bias": weights_of(10, seed=4),
+    }  # fmt: skip
+    nodes = [
+        ("Conv", "x stem.weight", "s", {"pads": [3, 3, 3, 3], "strides": [2, 2]}), ("Relu", "s", "r"),
+        ("Conv", "r conv.weight", "c", {"pads": [1, 1, 1, 1]}), ("Add", "c r", "sum"), ("Relu", "sum", "t"),
+        ("GlobalAveragePool", "t", "p"), ("Flatten", "p", "f"), ("Gemm", "f fc.weight fc.bias", "y", {"transB": 1}),
+    ]  # fmt: skip
+    onnx.save(graph(nodes, constants), tmp_path / "user.onnx")
+    for number, picture in enumerate(pictures(8)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    wanted = BuildOptions(
+        "user", onnx=tmp_path / "user.onnx", preprocessing=SPEC, precision="fp8", output=tmp_path / "b",
+        int8=Int8Options(calibration=Request((str(tmp_path / "*.png"),))),
+    )  # fmt: skip
     folder, _ = build(wanted)
     manifest = read_manifest(folder)
     assert manifest.precision == "fp8" and [plan.target for plan in manifest.plans] == ["tensorrt_rtx"]
     assert any("openvino was left out" in note for note in manifest.notes)
-    assert any(note.startswith("conv1 is not fp8") for note in manifest.notes)
+    assert any(note.startswith("stem is not fp8") for note in manifest.notes)
     record, audit = manifest.calibration, manifest.plans[0].audit["summary"]
-    assert audit["mac_precisions"] == {"fp8": len(record["fp8_nodes"]), "fp16": 1}
-    assert list(record["float_nodes"]) == ["conv1"] and len(record["fp8_additions"]) == 8
+    assert record["fp8_nodes"] == ["conv", "fc"] and audit["mac_precisions"] == {"fp8": 2, "fp16": 1}
+    assert list(record["float_nodes"]) == ["stem"] and len(record["fp8_additions"]) == 1
     assert record["method"] == "mse" and (folder / "calibration.cache").is_file() and "tensors" not in record
     with pytest.raises(BuildError, match="no fp8 kernels"):
-        build(BuildOptions(narrow_row.name, precision="fp8", targets=("openvino",), output=tmp_path / "c"))
+        build(replace(wanted, targets=("openvino",), output=tmp_path / "c"))
     assert not (tmp_path / "c").exists()

@@ -131,6 +131,23 @@ for _ in range(60):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
+def test_the_first_calls_may_come_from_several_threads(tiny):
+    """OpenVINO's first conversion of an array, made by two threads at once, hung one process in six."""
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from infer.backends.openvino import OpenVINOBackend
+bundle, images = Path({str(tiny)!r}), np.zeros((8, 32, 32, 3), np.uint8)
+backend = OpenVINOBackend(bundle / "openvino.xml", cache=bundle / "openvino.cache")
+sys.setswitchinterval(1e-6)
+[future.result() for future in [backend.submit(images) for _ in range(4)]]
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for _ in range(12):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
 def test_a_model_that_cannot_be_read(tmp_path):
     (tmp_path / "openvino.xml").write_text("<net>")
     with pytest.raises(TargetUnavailableError, match=r"OpenVINO cannot read .*openvino.xml") as caught:

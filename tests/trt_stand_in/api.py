@@ -46,6 +46,7 @@ class Guarded:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        type(self)._require(name)
         raise NotImplementedError(f"the stand-in has no {self._class}.{name}")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -15,7 +15,13 @@ from cuda_emulator.emulator import Emulator
 from trt_stand_in import runtime
 from trt_stand_in.api import Api, bind
 
-_ENUMS = ("DataType", "TensorIOMode", "ExecutionContextAllocationStrategy", "CudaGraphStrategy")
+_ENUMS = (
+    "CudaGraphStrategy",
+    "DataType",
+    "DynamicShapesKernelSpecializationStrategy",
+    "ExecutionContextAllocationStrategy",
+    "TensorIOMode",
+)
 _CLASSES = (
     runtime.Runtime,
     runtime.ICudaEngine,

@@ -218,6 +218,8 @@ class IRuntimeConfig(Guarded):
         self._cache: Any = None
         if "cuda_graph_strategy" in self._api.attributes("IRuntimeConfig"):
             self.cuda_graph_strategy = self._module.CudaGraphStrategy.DISABLED
+            kernels = self._module.DynamicShapesKernelSpecializationStrategy
+            self.dynamic_shapes_kernel_specialization_strategy = kernels.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self._strategy = strategy
@@ -234,7 +236,8 @@ class IRuntimeConfig(Guarded):
         if "create_runtime_cache" not in self._api.attributes("IRuntimeConfig"):
             return
         kernels = self._cache._kernels if self._cache is not None else set()
-        if rows not in kernels:
+        strategy = self.dynamic_shapes_kernel_specialization_strategy
+        if strategy != self._module.DynamicShapesKernelSpecializationStrategy.NONE and rows not in kernels:
             kernels.add(rows)
             Counters.compiled += 1
 

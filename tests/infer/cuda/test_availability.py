@@ -24,7 +24,7 @@ def test_no_device(stack: Any) -> None:
     assert "device 1" in (availability(stack.target, 1) or "")
     stack.emulator.devices(0)
     stack.emulator.enable(False)
-    assert "no usable GPU (no CUDA-capable device" in (availability(stack.target) or "")
+    assert "no usable GPU" in (availability(stack.target) or "")
     with pytest.raises(TargetUnavailableError, match="no usable GPU"):
         stack.open()
 
@@ -125,5 +125,5 @@ def test_without_a_driver_nothing_is_loaded() -> None:
     if done.stdout.strip() == "driver":
         pytest.skip("this machine has an NVIDIA driver")
     first, second = done.stdout.strip().splitlines()
-    assert "driver is not installed" in first and "openvino" in first
+    assert "driver is not installed" in first
     assert second == "[]"

@@ -108,11 +108,11 @@ def test_enqueue_on_a_stream_of_the_caller(stack: Any, device: Device) -> None:
     with stack.open() as backend:
         images, stream = stack.images(5), device.stream()
         pointer, outputs = device.upload(images), outputs_for(device, 5)
-        stack.emulator.delay(COMPUTE, 30)
+        stack.emulator.delay(COMPUTE, 100)
         with stack.emulator.tracing() as operations:
             start = time.perf_counter()
             event = backend.enqueue(int(pointer), 5, [int(memory) for memory in outputs], stream.handle)
-            assert time.perf_counter() - start < 0.025
+            assert time.perf_counter() - start < 0.09
             assert not event.query()
             event.synchronize()
             assert event.query()

@@ -13,6 +13,7 @@ from trt_stand_in.runtime import Counters
 
 from infer.cuda.driver import DeviceError, DeviceMemoryError
 from infer.cuda.session import _ladder
+from infer.errors import InputError
 
 
 def networks(stack: Any, backend: Any, sizes: tuple[int, ...]) -> list[bool]:
@@ -86,6 +87,18 @@ def test_rtx_keeps_what_it_compiled_beside_the_bundle(stack: Any) -> None:
             stack.check(stack.images(5), backend.infer(stack.images(5)))
         assert json.loads(cache.read_bytes())["kernels"] == [1, 5, 8]
     assert list(stack.folder.glob(".*")) == []
+
+
+def test_rtx_compiles_for_batch_sizes_as_asked(stack: Any) -> None:
+    compiled = Counters.compiled
+    with stack.open(specialization="none", slots=1) as backend:
+        stack.check(stack.images(5), backend.infer(stack.images(5)))
+    assert Counters.compiled == compiled
+    with stack.open(specialization="eager", slots=1) as backend:
+        stack.check(stack.images(5), backend.infer(stack.images(5)))
+    assert (Counters.compiled > compiled) == (stack.target == "tensorrt_rtx")
+    with pytest.raises(InputError, match="lazy, eager, none"):
+        stack.open(specialization="sometimes")
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(stack: Any) -> None:

@@ -317,12 +317,12 @@ def test_a_view_of_pinned_memory_outlives_close(stack_11: Any, caplog: pytest.Lo
 
 def test_profile_times_the_stages(stack: Any) -> None:
     with stack.open() as backend:
-        stack.emulator.delays(4, 9, 2)
+        stack.emulator.delays(40, 90, 10)
         times = backend.profile(stack.images(8))
-    assert times.h2d == pytest.approx(4, abs=0.2)
-    assert times.compute == pytest.approx(9, abs=0.2)
-    assert times.d2h == pytest.approx(2, abs=0.2)
-    assert times.total >= 15
+    assert times.h2d == pytest.approx(40, abs=15)  # the host may be held up between an event and the copy behind it
+    assert times.compute == pytest.approx(90, abs=0.1)
+    assert times.d2h == pytest.approx(10, abs=0.1)
+    assert 0 < times.enqueue < times.total and times.total >= 140
 
 
 def test_slots_out_of_range(stack_11: Any) -> None:
