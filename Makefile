@@ -21,7 +21,7 @@ comma := ,
 flag = $(if $($(1)),$(2) "$($(1))")
 CALIBRATION = $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
 
-.PHONY: help demo engine calibrate models classify verify bench info test lint train-shipped setup clean distclean
+.PHONY: help demo engine calibrate models classify verify bench embed info test lint train-shipped setup clean distclean
 
 help:  ## this text
 	@echo "make TARGET [NAME=value ...]"; echo
@@ -33,7 +33,8 @@ demo: $(READY)  ## build the shipped model at every precision, classify, verify,
 
 engine: $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= BATCH= DATA= CACHE=
 	$(RUN) -m engine_build build --model $(MODEL) --precision $(PRECISION) --target $(TARGET) --batch $(BATCH) \
-	  $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) $(call flag,CACHE,--cache) $(CALIBRATION) $(ARGS)
+	  $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) $(call flag,CACHE,--cache) $(call flag,MAX_DROP,--max-drop) \
+	  $(call flag,BUDGET_DATA,--budget-data) $(CALIBRATION) $(ARGS)
 
 calibrate: $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= IMAGES= METHOD=mse|percentile|minmax|entropy
 	$(RUN) -m engine_build calibrate --model $(MODEL) $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
@@ -64,6 +65,9 @@ lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+embed: $(READY)  ## C library, headers and C++ example in build/embed
+	$(RUN) embed/build.py --output build/embed $(ARGS)
 
 train-shipped: $(READY)  ## train the shipped model again (needs Debian's dataset-fashion-mnist, or DATA=)
 	$(RUN) -m engine_build.shipped.train $(call flag,DATA,--data) $(ARGS)

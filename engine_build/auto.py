@@ -33,7 +33,9 @@ from infer.errors import AccuracyError, InputError
 from infer.progress import progress
 
 DEFAULT_MAX_DROP = 0.5
+DEFAULT_BUDGET_IMAGES = 2048
 _ROUNDING = 1e-9  # of a difference of percentages
+_SHOWN = 20  # layers that are printed
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class AutoOptions:
 
     max_drop: float = DEFAULT_MAX_DROP
     data: tuple[str, ...] = ()
-    images: int = 2048
+    images: int = DEFAULT_BUDGET_IMAGES
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 100:
@@ -272,10 +274,11 @@ def _summary(auto: dict[str, Any]) -> list[str]:
     count, total = len(auto["kept"]), auto["layers"]
     loss = f"drop {auto['drop']:.2f} points of {auto['measure']}"
     head = f"auto: {total - count} of {total} layers and additions in int8, {loss}"
-    return [
-        head,
-        *(
-            f"auto: fp16 {entry['node']} ({entry['operator']}): {100 * entry['share']:.1f} % of the error of int8"
-            for entry in auto["kept"]
-        ),
+    lines = [
+        f"auto: fp16 {entry['node']} ({entry['operator']}): {100 * entry['share']:.1f} % of the error of int8"
+        for entry in auto["kept"][:_SHOWN]
     ]
+    if count > _SHOWN:
+        rest = 100 * math.fsum(entry["share"] for entry in auto["kept"][_SHOWN:])
+        lines.append(f"auto: fp16 and {count - _SHOWN} more, {rest:.1f} % of the error; the manifest names them")
+    return [head, *lines]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
 from engine_build import cli_options as o
-from engine_build.auto import DEFAULT_MAX_DROP
+from engine_build.auto import DEFAULT_BUDGET_IMAGES, DEFAULT_MAX_DROP
 from engine_build.build_report import as_record, print_result
 from engine_build.source import Steps
 from engine_build.zoo import MODELS, count_macs, count_parameters, shape_only
@@ -76,6 +76,7 @@ def build(
     ] = "identity",
     max_drop: o.MaxDropOption = DEFAULT_MAX_DROP,
     budget_data: o.BudgetDataOption = None,
+    budget_images: o.BudgetImagesOption = DEFAULT_BUDGET_IMAGES,
     num_classes: o.ClassesOption = None,
     width: o.WidthOption = None,
     resize: o.ResizeOption = None,
@@ -131,7 +132,7 @@ def build(
         seed=seed,
         settings=settings,
         int8=int8,
-        auto=AutoOptions(max_drop, tuple(budget_data or ())),
+        auto=AutoOptions(max_drop, tuple(budget_data or ()), budget_images),
     )
     steps = Steps(say=_say)
     folder, manifest = run(options, steps)

@@ -47,6 +47,9 @@ BudgetDataOption = Annotated[
         help="For auto: images to measure the drop on, with class folders or other labels; None: calibration images."
     ),
 ]
+BudgetImagesOption = Annotated[
+    int, typer.Option(min=1, help="For auto: how many of them at most, classes as even as they allow.")
+]
 
 
 def calibration_request(

@@ -2,15 +2,15 @@
 
 What DeepStream's elements can do with an input of uint8 ``[N, H, W, 3]`` (read in their sources, releases 6.2 to 9.2):
 
-* **Gst-nvinfer** converts frames to float32 itself, NCHW or NHWC, and cannot be told to leave them uint8: it would write
-  four bytes for each one of the input. It only takes uint8 tensors that were made before it (``input-tensor-from-meta``),
-  and knows the type from DeepStream 8.0 on.
+* **Gst-nvinfer** converts frames to float32 itself, NCHW or NHWC, and cannot be told to leave them uint8: it would
+  write four bytes for each one of the input. It only takes uint8 tensors that were made before it
+  (``input-tensor-from-meta``), and knows the type from DeepStream 8.0 on.
 * **Gst-nvdspreprocess** makes such tensors, but its stock library writes float32 or float16 whatever
   ``tensor-data-type`` says. ``iresnet_tensor.cpp`` writes uint8.
 * **Gst-nvinferserver** makes packed uint8 tensors as it is, for a model in Triton.
 
-So the folder holds two ways: nvinferserver, and nvdspreprocess with nvinfer. Both take the classes from the network's own
-top-k with ``iresnet_parser.cpp``. None of them resizes a picture as the network was trained; see :func:`centre`.
+So the folder holds two ways: nvinferserver, and nvdspreprocess with nvinfer. Both take the classes from the network's
+own top-k with ``iresnet_parser.cpp``. None of them resizes a picture as the network was trained; see :func:`centre`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from infer.files import replacing_folder
 
 LIBRARY = "libiresnet_deepstream.so"
 _MARK = "config_nvinferserver.txt"
-_SOURCES = ("iresnet_parser.cpp", "iresnet_tensor.cpp", "Makefile")
+# In the folder, in the package's data.
+_SOURCES = {
+    "iresnet_parser.cpp": "iresnet_parser.cpp",
+    "iresnet_tensor.cpp": "iresnet_tensor.cpp",
+    "Makefile": "deepstream.mk",
+}
 # NvBufSurfTransform_Inter: bilinear does not antialias; "Algo2" is the super-sampling of the GPU.
 _BILINEAR, _SUPER = 1, 3
 
@@ -61,7 +66,7 @@ class DeepStreamOptions:
 
 @dataclass(frozen=True)
 class Centre:
-    """The square of a frame that the network sees: offset and side in pixels of the source, and the filter to scale it."""
+    """The square of a frame that the network sees: offset and side in its pixels, and the filter to scale it with."""
 
     left: int
     top: int
@@ -76,7 +81,7 @@ def centre(manifest: Manifest, width: int, height: int) -> Centre:
     the one that the bundle's own pre-processing keeps: measure the accuracy of the pipeline.
 
     Raises:
-        InputError: the frame is too small to fill the crop.
+        InputError: the model pads its pictures, or the frame is too small.
     """
     resize, crop = manifest.preprocessing["resize"], manifest.preprocessing["crop"]
     if crop > resize:
@@ -120,15 +125,17 @@ def export_deepstream(bundle: Path, folder: Path, options: DeepStreamOptions | N
             target="tensorrt", instances=1, queue_delay=0, link=options.link, allow_untrained=options.allow_untrained
         )
         model = export_triton(bundle, work / "triton", serving).name
-        for name in _SOURCES:
-            data = files("infer").joinpath(f"data/deepstream/{name}").read_bytes()
-            (work / name).write_bytes(data)
-        labels = read_labels(bundle, manifest)
-        (work / "labels.inc").write_text("".join(f"{quote(label)},\n" for label in labels), encoding="utf-8")
-        (work / _MARK).write_text(_nvinferserver(manifest, model, region, options))
-        (work / "config_nvinfer.txt").write_text(_nvinfer(manifest, model, options))
-        (work / "config_nvdspreprocess.txt").write_text(_nvdspreprocess(manifest, region, options))
-        (work / "README.txt").write_text(_readme(manifest, region, options))
+        for name, packaged in _SOURCES.items():
+            (work / name).write_bytes(files("infer").joinpath("data", packaged).read_bytes())
+        texts = {
+            "labels.inc": "".join(f"{quote(label)},\n" for label in read_labels(bundle, manifest)),
+            _MARK: _nvinferserver(manifest, model, region, options),
+            "config_nvinfer.txt": _nvinfer(manifest, model, options),
+            "config_nvdspreprocess.txt": _nvdspreprocess(manifest, region, options),
+            "README.txt": _readme(manifest, region, options),
+        }
+        for name, text in texts.items():
+            (work / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -239,8 +246,8 @@ First build the library, in a DeepStream 8.0 container or later: make
 
 The network was trained on pictures whose short side is {spec["resize"]} and of which it sees the centre
 {spec["crop"]} x {spec["crop"]}. In frames of {options.width} x {options.height} pixels that is the square {crop}
-(left:top:width:height). Feeding whole frames, squeezed into a square, costs accuracy. DeepStream's scaler is another than
-the one of training in any case: measure the accuracy of the pipeline.
+(left:top:width:height). Feeding whole frames, squeezed into a square, costs accuracy. DeepStream's scaler is another
+than the one of training in any case: measure the accuracy of the pipeline.
 
 1. Gst-nvinferserver, with the model in Triton. It makes uint8 [N, H, W, 3] itself, but cannot cut: nvvideoconvert does.
 
@@ -249,8 +256,8 @@ gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! nvvideoconvert src-crop={cro
   {mux} width={region.side} height={region.side} \\
   ! nvinferserver config-file-path=config_nvinferserver.txt ! fakesink
 
-2. Gst-nvdspreprocess and Gst-nvinfer, with the plan itself. nvinfer's own pre-processing makes float32 only and must stay
-off; nvdspreprocess cuts the square and makes the tensors, with IResNetPrepareTensor of the library.
+2. Gst-nvdspreprocess and Gst-nvinfer, with the plan itself. nvinfer's own pre-processing makes float32 only and must
+stay off; nvdspreprocess cuts the square and makes the tensors, with IResNetPrepareTensor of the library.
 
 gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! mux.sink_0 \\
   {mux} width={options.width} height={options.height} \\

@@ -142,8 +142,7 @@ def config(manifest: Manifest, name: str, target: str, plan: Plan | None, option
         parameters |= {"ENABLE_BATCH_PADDING": "YES", "PERFORMANCE_HINT": "THROUGHPUT"}
         if plan.options.get("INFERENCE_PRECISION_HINT") == "bf16":
             parameters["HINT_BF16"] = "YES"
-    tensors = {tensor.name: tensor for tensor in (*manifest.inputs, *manifest.outputs)}
-    inputs = [_tensor(tensors[t.name].name, t.dtype, t.shape[1:], "format: FORMAT_NHWC") for t in manifest.inputs]
+    inputs = [_tensor(t.name, t.dtype, t.shape[1:], "format: FORMAT_NHWC") for t in manifest.inputs]
     outputs = [
         _tensor(t.name, t.dtype, t.shape[1:], 'label_filename: "labels.txt"' if t.name == "logits" else "")
         for t in manifest.outputs
@@ -171,17 +170,17 @@ def config(manifest: Manifest, name: str, target: str, plan: Plan | None, option
 
 
 def _remarks(manifest: Manifest, target: str, plan: Plan | None) -> list[str]:
-    spec = manifest.preprocessing
+    spec, crop = manifest.preprocessing, manifest.preprocessing["crop"]
+    untrained = "" if manifest.model.trained else ", UNTRAINED: random weights"
     lines = [
-        f"{manifest.model.name}, {manifest.precision}"
-        + ("" if manifest.model.trained else ", UNTRAINED: random weights"),
-        f"Clients send uint8 RGB: short side to {spec['resize']} ({spec['interpolation']}, antialiased), then the centre "
-        f"{spec['crop']} x {spec['crop']}.",
+        f"{manifest.model.name}, {manifest.precision}{untrained}",
+        f"Clients send uint8 RGB: short side to {spec['resize']} ({spec['interpolation']}, antialiased), then the",
+        f"centre {crop} x {crop}; see the parameter preprocessing.",
     ]
     if target == "tensorrt" and plan is not None:
-        where = (
-            "any GPU from compute capability 8.0" if plan.hardware_compatible else plan.gpu or "the GPU it was built on"
-        )
+        where = plan.gpu or "the GPU it was built on"
+        if plan.hardware_compatible:
+            where = "any GPU from compute capability 8.0"
         later = " or later of the same major version" if plan.version_compatible else ""
         lines.append(f"The plan needs a Triton release with TensorRT {plan.version}{later}, and {where}.")
     return lines

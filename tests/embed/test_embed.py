@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cpp_example import example, lines
 
 from infer.backends.openvino import OpenVINOBackend
 from infer.embedding import ABI
@@ -44,21 +43,6 @@ class Outputs(ctypes.Structure):
         for output in ("logits", "scores", "classes")
         for name, kind in ((output, ctypes.c_void_p), (f"{output}_bytes", ctypes.c_size_t))
     )
-
-
-@pytest.fixture(scope="session")
-def built(shared_folder):
-    """Folder with the library, its headers and the example."""
-    folder = shared_folder / "embed"
-    with (shared_folder / "embed.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            command = [sys.executable, ROOT / "embed/build.py", "--output", shared_folder / "embed.part"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            assert not done.stderr, "compiler warnings"
-            (shared_folder / "embed.part").rename(folder)
-    return folder
 
 
 class Library:
@@ -117,19 +101,6 @@ def results(rows, classes=10, k=5):
 
 def pictures(count, height=32, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
-
-
-def example(built, *arguments, expect=0, **environment):
-    command = [built / "classify", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, cwd="/", env=os.environ | environment
-    )  # fmt: skip
-    assert done.returncode == expect, done.stderr
-    return done
-
-
-def lines(stdout):
-    return [line.split(" ", 3) for line in stdout.splitlines()]
 
 
 def test_the_example_gives_the_classes_of_python(built, shipped, shipped_images, tmp_path):

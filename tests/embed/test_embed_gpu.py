@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_embed import built, example, lines  # noqa: F401 -- built is a fixture
+from cpp_example import example, lines
 
 from infer.bundle import Plan, file_entry, read_manifest, write_manifest
 from infer.runner import open_bundle
@@ -56,7 +56,7 @@ def bundle(shipped, own, monkeypatch):
     return folder
 
 
-def test_the_example_on_the_gpu_gives_the_classes_of_python(built, bundle, environment, shipped_images, tmp_path):  # noqa: F811
+def test_the_example_on_the_gpu_gives_the_classes_of_python(built, bundle, environment, shipped_images, tmp_path):
     images = shipped_images[0][:150]
     images.tofile(tmp_path / "pictures.rgb")
     done = example(
@@ -143,7 +143,7 @@ int main(int, char **values)
 """
 
 
-def test_device_memory_on_a_stream_of_the_caller(built, bundle, environment, shipped_images, tmp_path):  # noqa: F811
+def test_device_memory_on_a_stream_of_the_caller(built, bundle, environment, shipped_images, tmp_path):
     shipped_images[0][:12].tofile(tmp_path / "pictures.rgb")
     (tmp_path / "device.cpp").write_text(DEVICE)
     command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{built}", tmp_path / "device.cpp", "-o"]

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from PIL import Image
 
-
 from calibration.cache import read_cache, write_cache
 from calibration.run import Request, graph_sha256
 from engine_build.build import BuildOptions, build
@@ -115,7 +114,7 @@ def test_random_weights_take_shipped_images_with_a_warning(source, tmp_path):
 
 def test_unreadable_images_are_an_error_and_leave_no_cache(source, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(InputError, match="broken.png"):
+    with pytest.raises(InputError, match=r"broken\.png"):
         make_cache(source, Request((str(tmp_path / "broken.png"),)), tmp_path / "x", "tool", silent)
     assert not (tmp_path / "x").exists()
 

@@ -35,10 +35,11 @@ def test_a_file_comes_first(tmp_path):
     assert class_names(None, 3, path) == (["früh", "zwei", "drei"], None)
 
 
-def test_a_file_of_another_length(tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_file_of_another_length(tmp_path, count):
     path = tmp_path / "names.txt"
-    path.write_text("a\nb\n")
-    with pytest.raises(InputError, match=r"names.txt: expected 3 lines, one a class, found 2"):
+    path.write_text("a\n" * count)
+    with pytest.raises(InputError, match=f"names.txt: expected 3 lines, one a class, found {count}"):
         class_names(MODELS["iresnet50"], 3, path)
 
 

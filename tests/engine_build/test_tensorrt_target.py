@@ -16,8 +16,8 @@ from trt_posing import PlayedDriver, PosingModule
 from engine_build.audit import PlanAudit, require_int8
 from engine_build.targets import trt_logging, trt_module
 from engine_build.targets.tensorrt import BatchProfile, PlanRequest, availability, build_plan
-from infer.cuda.gpus import Gpu, find_gpus
 from engine_build.targets.trt_request import parse_capability
+from infer.cuda.gpus import Gpu, find_gpus
 from infer.errors import BuildError, InputError, TargetUnavailableError
 
 RTX = "tensorrt_rtx"

@@ -59,7 +59,7 @@ def test_a_damaged_scale_comes_out_worst(bundles, own, shipped_images):
 
 
 def test_refused_bundles(bundles, own, shipped_images):
-    with pytest.raises(InputError, match="fp32.*int8 bundle"):
+    with pytest.raises(InputError, match=r"fp32.*int8 bundle"):
         layer_errors(bundles[1], bundles[1], [shipped_images[0][:2]])
     with pytest.raises(InputError, match="no image"):
         layer_errors(*bundles, [])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,11 @@ def test_a_folder_that_cannot_be_written_is_done_without(tiny, tmp_path):
     backend.close()
 
 
-def test_closing(tiny):
+def test_closing(tiny, monkeypatch):
     backend = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION)
-    futures = [backend.submit(pictures(1)) for _ in range(10)]
+    infer = openvino.InferRequest.infer
+    monkeypatch.setattr(openvino.InferRequest, "infer", lambda *args, **kw: time.sleep(0.2) or infer(*args, **kw))
+    futures = [backend.submit(pictures(8)) for _ in range(backend.in_flight)]
     backend.close()
     assert all(future.done() for future in futures)  # what was under way is finished
     backend.close()

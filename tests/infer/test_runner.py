@@ -230,6 +230,7 @@ class Counting:
         self.under_way = self.most = 0
 
     def submit(self, batch):
+        assert batch.flags.c_contiguous  # what a backend is promised
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         outer = self
@@ -255,6 +256,12 @@ def test_stream_keeps_the_order_and_bounds_what_is_under_way(tiny):
     assert results == [(n, [n] * (n % 4)) for n in range(20) if n % 4]  # empty batches are passed over
     assert backend.most == backend.in_flight + 1  # the device is busy, and one more waits for it
     assert backend.under_way == 0
+
+
+def test_backends_get_whole_rows_of_memory(tiny):
+    runner = Runner(tiny, read_manifest(tiny), [""] * 10, Counting(), False)
+    images = pictures(8)[::2]
+    assert np.array_equal(runner.infer(images).logits[:, 0], images.reshape(4, -1)[:, 0])
 
 
 # --- opening and closing ---------------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ static std::shared_ptr<Context> make_context(int device, bool primary, unsigned 
   return c;
 }
 
-// Waits for the work under way, then gives back whatever the context still owns, as the driver does.
+// Waits for the work under way, then gives back whatever the context still owns, as the driver does. A broken context
+// has no work to wait for, and waiting for a Python kernel under way would lock up: pycuda holds the GIL here.
 void destroy_context(Lock& lk, std::shared_ptr<Context> c) {
   State& S = g();
-  wait_context(lk, c.get());
+  if (!c->sticky) wait_context(lk, c.get());
   c->dead = true;
   S.contexts.erase(c->handle);
   for (auto it = S.streams.begin(); it != S.streams.end();) {

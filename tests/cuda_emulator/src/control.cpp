@@ -160,14 +160,12 @@ static CUresult launch(CUstream stream, std::shared_ptr<Work> w) {
   return submit(lk, *s, std::move(w), false);
 }
 
-// A kernel written by the test: `fn(user, 0)` when it starts, `fn(user, 1)` when it ends, `fn(user, 2)` when it is
-// skipped because the context is broken.
+// A kernel written by the test: `fn(user, 0)` when it starts, `fn(user, 1)` when it ends; neither in a broken context.
 EMU_API CUresult emu_launch(CUstream stream, const char* label, int64_t nominal, const Access* access, int count,
                             void (*fn)(void*, int), void* user) {
   auto w = kernel(label, nominal, access, count);
   w->begin = [=] { fn(user, 0); };
   w->end = [=] { fn(user, 1); };
-  w->skipped = [=] { fn(user, 2); };
   return launch(stream, w);
 }
 
@@ -220,6 +218,7 @@ EMU_API CUresult emu_launch_row_kernel(CUstream stream, int64_t nominal, const R
     uint8_t* bytes[5] = {};
     std::shared_ptr<uint8_t[]> keep[5];
     uint64_t mark = 0;
+    bool usable() const { return bytes[0] && bytes[1] && bytes[2] && bytes[3]; }  // not freed with a broken context
   };
   auto run = std::make_shared<Running>();
   w->begin = [=] {
@@ -229,14 +228,16 @@ EMU_API CUresult emu_launch_row_kernel(CUstream stream, int64_t nominal, const R
       for (int i = 0; i < 5; ++i) run->bytes[i] = sizes[i] ? device_bytes(access[i].address, sizes[i], &run->keep[i]) : nullptr;
       run->mark = next_mark++;
     }
+    if (!run->usable()) return;
     for (int i = 1; i < 4; ++i) std::memset(run->bytes[i], 0xCB, sizes[i]);
     // A mark left in the scratch memory must still be there at the end: nobody else used it meanwhile.
-    if (p.scratch_bytes >= 8) std::memcpy(run->bytes[4], &run->mark, 8);
+    if (run->bytes[4] && p.scratch_bytes >= 8) std::memcpy(run->bytes[4], &run->mark, 8);
   };
   w->end = [=] {
+    if (!run->usable()) return;
     auto** b = run->bytes;
     hash_rows(p, b[0], reinterpret_cast<float*>(b[1]), reinterpret_cast<float*>(b[2]), reinterpret_cast<int32_t*>(b[3]));
-    if (p.scratch_bytes >= 8 && std::memcmp(b[4], &run->mark, 8) != 0) {
+    if (b[4] && p.scratch_bytes >= 8 && std::memcmp(b[4], &run->mark, 8) != 0) {
       emu_report_hazard("scratch memory used by two executions at once");
       std::memset(b[1], 0xCB, sizes[1]);
     }

@@ -33,7 +33,7 @@ struct Context {
   bool primary;
   int retained = 0;
   unsigned flags = 0;
-  bool dead = false;
+  std::atomic<bool> dead{false};
   std::atomic<int> sticky{0};  // the first error of an asynchronous operation; every later call returns it
   std::shared_ptr<struct Stream> legacy;
 };
@@ -54,7 +54,7 @@ struct Work {
   bool kernel = false;  // ranges are checked when it runs, as a GPU does; a copy's are checked at the call
   std::string label;
   std::vector<Range> ranges;
-  std::function<void()> begin, end, skipped;
+  std::function<void()> begin, end;  // neither runs when the context is broken
 };
 
 // Position reached in each stream, for the race detector.

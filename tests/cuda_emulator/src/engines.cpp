@@ -70,16 +70,15 @@ static void run(Lock& lk, Stream& s, const std::shared_ptr<Op>& op) {
     hazard("kernel " + w.label + " used memory that is not allocated");
   }
   if (op->ctx->sticky || op->ctx->dead) {
-    lk.unlock();
-    timed(w.skipped, w.kind);
-    lk.lock();
+    // Skipped. Its callback is not told: one in Python would need the GIL, which a caller that destroys the broken
+    // context holds.
   } else {
     int64_t duration = w.nominal_ns + S.latency_ns[w.kind];
     if (S.bytes_per_s[w.kind] > 0) duration += int64_t(double(w.bytes) / S.bytes_per_s[w.kind] * 1e9);
     lk.unlock();
     int64_t real = timed(w.begin, w.kind);
     if (duration > 0 && op->start + duration > now_ns()) sleep_until(op->start + duration);
-    real += timed(fails ? w.skipped : w.end, w.kind);
+    if (!fails && !op->ctx->sticky && !op->ctx->dead) real += timed(w.end, w.kind);
     op->finish = op->start + std::max(duration, real);
     lk.lock();
     if (fails && !op->ctx->sticky) op->ctx->sticky = code;
