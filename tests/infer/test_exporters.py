@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-
 from typer.testing import CliRunner
 
 from infer.bundle import BatchProfile, Plan, file_entry, read_labels, read_manifest, write_manifest
