@@ -98,6 +98,20 @@ def narrow_row():
         yield row
 
 
+@pytest.fixture
+def state(narrow_row):
+    """A trained-looking state_dict of ``narrow_row``: no tensor equals what a new network has."""
+    import torch
+
+    from engine_build.zoo import create_model
+
+    generator = torch.Generator().manual_seed(9)
+    return {
+        name: torch.rand(value.shape, generator=generator) + 0.5 if value.is_floating_point() else value + 7
+        for name, value in create_model(narrow_row.name).state_dict().items()
+    }
+
+
 @pytest.fixture(scope="session")
 def untrained(build_once, narrow_row, shared_folder) -> Path:
     """The bundle of ``narrow_row`` with random weights, fp32. Read-only."""

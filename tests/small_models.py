@@ -126,3 +126,20 @@ def run(model: onnx.ModelProto, image: np.ndarray, names: list[str] | None = Non
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(names, {session.get_inputs()[0].name: image})
+
+
+def same_weights(network, state) -> bool:
+    """Whether a torch module holds exactly the tensors of ``state``, in the same order."""
+    loaded = network.state_dict()
+    return list(loaded) == list(state) and all(loaded[name].equal(state[name]) for name in state)
+
+
+def run_graph(model: onnx.ModelProto, feed: np.ndarray, outputs=None) -> list[np.ndarray]:
+    """Outputs in ONNX Runtime, which is told to change nothing."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(outputs, {session.get_inputs()[0].name: feed})

@@ -6,13 +6,12 @@ import io
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
-from small_models import CLASSES, SIDE, SPEC, bn_constants, bn_inputs, classifier, graph, pictures
+from small_models import CLASSES, SIDE, SPEC, bn_constants, classifier, graph, pictures, run_graph
 
-from calibration.onnx_index import Index, attribute
+from calibration.onnx_index import Index
 from engine_build import graph as passes
 from engine_build import zoo
 from engine_build.iresnet import IResNet
@@ -20,14 +19,6 @@ from engine_build.reference import graph_logits
 from infer.errors import GraphError
 
 X = np.random.default_rng(1).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
-
-
-def run(model, feed=X, outputs=None):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, {session.get_inputs()[0].name: feed})
 
 
 def ops(model):
@@ -49,7 +40,7 @@ def test_results_equal_pytorch_for_uint8_images(prepared):
     normalised = (images.astype(np.float64) / 255 - SPEC.mean) / SPEC.std
     with torch.no_grad():
         expected = network(torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32)).double()
-    logits, scores, classes = run(model, images, ["logits", "scores", "classes"])
+    logits, scores, classes = run_graph(model, images, ["logits", "scores", "classes"])
     np.testing.assert_allclose(logits, expected, atol=1e-3 * expected.abs().max())
     order = np.argsort(-logits, axis=1)[:, :5]
     assert np.array_equal(classes, order)
@@ -78,8 +69,8 @@ def test_the_signature(prepared):
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_the_batch_is_dynamic(prepared, batch):
-    logits, _, _ = run(prepared[1], pictures(7)[:batch])
-    np.testing.assert_allclose(logits, run(prepared[1], pictures(7))[0][:batch], atol=1e-4)
+    logits, _, _ = run_graph(prepared[1], pictures(7)[:batch])
+    np.testing.assert_allclose(logits, run_graph(prepared[1], pictures(7))[0][:batch], atol=1e-4)
 
 
 def test_names_are_unique_and_tell_the_module(prepared):
@@ -208,117 +199,6 @@ def four_classes():
     return model
 
 
-# --- folding ---------------------------------------------------------------------------------------------------------
-
-RNG = np.random.default_rng(3)
-KERNEL = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
-BIAS = RNG.normal(size=4).astype(np.float32)
-MATRIX = RNG.normal(size=(4, 3)).astype(np.float32)
-BN4 = bn_constants("bn", 4, RNG)
-C_BN, G_BN = f"c {bn_inputs('bn')}", f"g {bn_inputs('bn')}"
-POOLED = [("GlobalAveragePool", "x", "p"), ("Flatten", "p", "f")]
-SEVERAL = [("y", TensorProto.FLOAT, None), ("c", TensorProto.FLOAT, None)]
-
-FOLDS = {
-    "conv": (1, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL}),
-    "conv with bias": (1, [("Conv", "x w b", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL, "b": BIAS}),
-    "epsilon": (
-        1, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y", {"epsilon": 0.3})], {"w": KERNEL},
-    ),
-    "grouped conv": (
-        1,
-        [("Concat", "x x", "xx", {"axis": 1}), ("Conv", "xx w", "c", {"group": 2}),
-         ("BatchNormalization", C_BN, "y")],
-        {"w": KERNEL},
-    ),
-    "gemm, weight transposed": (
-        1,
-        [*POOLED, ("Gemm", "f m b", "g", {"transB": 1}), ("BatchNormalization", G_BN, "y")],
-        {"m": MATRIX, "b": BIAS},
-    ),
-    "gemm, weight as it is": (
-        1,
-        [*POOLED, ("Gemm", "f m b", "g"), ("BatchNormalization", G_BN, "y")],
-        {"m": np.ascontiguousarray(MATRIX.T), "b": BIAS},
-    ),
-    "gemm, square": (  # the axis cannot be told from the shape
-        1,
-        [*POOLED, ("Concat", "f b1", "ff", {"axis": 1}), ("Gemm", "ff m", "g"),
-         ("BatchNormalization", G_BN, "y")],
-        {"m": RNG.normal(size=(4, 4)).astype(np.float32), "b1": np.ones((2, 1), np.float32)},
-    ),
-    "gemm with factors": (
-        0,
-        [*POOLED, ("Gemm", "f m b", "g", {"transB": 1, "alpha": 0.5, "beta": 2.0}),
-         ("BatchNormalization", G_BN, "y")],
-        {"m": MATRIX, "b": BIAS},
-    ),
-    "shared weights": (
-        0,
-        [("Conv", "x w", "c"), ("Conv", "x w", "d"), ("BatchNormalization", C_BN, "e"), ("Add", "d e", "y")],
-        {"w": KERNEL},
-    ),
-    "shared bias": (
-        1,
-        [("Conv", "x w b", "c"), ("Conv", "x v b", "d"), ("BatchNormalization", C_BN, "e"), ("Add", "d e", "y")],
-        {"w": KERNEL, "v": KERNEL[::-1].copy(), "b": BIAS},
-    ),
-    "convolution read twice": (
-        0, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "d"), ("Add", "c d", "y")], {"w": KERNEL},
-    ),
-    "norm read twice": (
-        1,
-        [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "d"), ("Relu", "d", "r"), ("Add", "d r", "y")],
-        {"w": KERNEL},
-    ),
-    "convolution is an output": (
-        0, [("Conv", "x w", "c"), ("BatchNormalization", C_BN, "y")], {"w": KERNEL},
-    ),
-    "norm of a sum": (
-        0, [("Conv", "x w", "c"), ("Add", "c c", "s"), ("BatchNormalization", f"s {bn_inputs('bn')}", "y")],
-        {"w": KERNEL},
-    ),
-    "computed weight": (
-        0, [("Mul", "w two", "v"), ("Conv", "x v", "c"), ("BatchNormalization", C_BN, "y")],
-        {"w": KERNEL, "two": np.float32(2)},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", FOLDS)
-def test_folding(case):
-    folded, nodes, constants = FOLDS[case]
-    outputs = SEVERAL if case == "convolution is an output" else SEVERAL[:1]
-    model = graph(nodes, {**constants, **BN4}, outputs=outputs)
-    before = run(model)
-    assert passes.fold_batch_norms(model) == folded
-    assert ops(model)["BatchNormalization"] == 1 - folded
-    for old, new in zip(before, run(model), strict=True):
-        np.testing.assert_allclose(new, old, atol=1e-4 * np.abs(old).max())
-
-
-def test_folding_drops_the_constants_of_the_norm():
-    _, nodes, constants = FOLDS["conv"]
-    model = graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1])
-    passes.fold_batch_norms(model)
-    assert {tensor.name for tensor in model.graph.initializer} == {"w", "c.folded_bias"}
-
-
-def test_remaining_norms_become_scale_and_shift():
-    nodes = [("Relu", "x", "r"), ("BatchNormalization", f"r {bn_inputs('bn')}", "y", {"epsilon": 1e-3})]
-    constants = bn_constants("bn", 3, RNG)
-    constants["bn.running_var"][0] = 1e-9  # underflows in float16
-    model = graph(nodes, constants, outputs=SEVERAL[:1])
-    before = run(model)[0]
-    passes.simplify_batch_norms(model)
-    norm = model.graph.node[1]
-    index = Index(model)
-    assert attribute(norm, "epsilon") == 0
-    assert index.value(norm.input[3]).tolist() == [0, 0, 0]
-    assert index.value(norm.input[4]).tolist() == [1, 1, 1]
-    np.testing.assert_allclose(run(model)[0], before, rtol=1e-5, atol=1e-5)
-
-
 # --- input and head --------------------------------------------------------------------------------------------------
 
 
@@ -327,13 +207,13 @@ def test_uint8_input_is_exact():
     passes.add_uint8_input(model, SPEC)
     ramp = np.repeat(np.arange(256, dtype=np.uint8), 12).reshape(1, SIDE, SIDE, 3)
     expected = ((ramp.astype(np.float64) / 255 - SPEC.mean) / SPEC.std).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(run(model, ramp)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(run_graph(model, ramp)[0], expected, atol=1e-6)
 
 
 def test_fewer_than_five_classes():
     model = four_classes()
     passes.add_classification_head(model, 4)
-    logits, scores, classes = run(model)
+    logits, scores, classes = run_graph(model, X)
     assert scores.shape == classes.shape == (2, 4)
     assert np.array_equal(classes, np.argsort(-logits, 1))
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
@@ -350,9 +230,9 @@ def test_an_inner_tensor_called_logits():
 
 def canonical(nodes, constants, **options):
     model = graph(nodes, constants, **options)
-    before = run(model)[0]
+    before = run_graph(model, X)[0]
     passes.canonicalise(model)
-    np.testing.assert_allclose(run(model)[0], before, atol=1e-5)
+    np.testing.assert_allclose(run_graph(model, X)[0], before, atol=1e-5)
     return model
 
 
@@ -383,7 +263,8 @@ def test_other_means_and_reshapes_stay():
 
 
 def test_identities_go_also_those_before_shared_weights():
-    constants = {"w": KERNEL, **BN4}
+    rng = np.random.default_rng(3)
+    constants = {"w": rng.normal(size=(4, 3, 3, 3)).astype(np.float32), **bn_constants("bn", 4, rng)}
     nodes = [
         ("Identity", "x", "a"), ("Identity", "a", "b"), ("Identity", "bn.weight", "g"), ("Conv", "b w", "c"),
         ("BatchNormalization", "c g bn.bias bn.running_mean bn.running_var", "n"), ("Identity", "n", "y"),
