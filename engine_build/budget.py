@@ -244,11 +244,9 @@ class Meter:
 def _open(path: Path, precision: str) -> Backend:
     if openvino_backend.availability() is not None:
         return OnnxRuntimeBackend(path)
-    import openvino
-
     from engine_build.targets.openvino import inference_precision
 
-    hint, _ = inference_precision(openvino.Core(), precision)
+    hint, _ = inference_precision(openvino_backend.make_core(), precision)
     return openvino_backend.OpenVINOBackend(path, {"INFERENCE_PRECISION_HINT": hint})
 
 

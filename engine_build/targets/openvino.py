@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
+from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend, make_core
 from infer.bundle import Plan, file_entry
 from infer.errors import BuildError, TargetUnavailableError
 
@@ -37,7 +37,7 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
     import openvino
 
     started = time.monotonic()
-    core = openvino.Core()
+    core = make_core()
     try:
         model = core.read_model(graph)
     except RuntimeError as error:

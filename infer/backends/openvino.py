@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.errors import TargetUnavailableError
+from infer.signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     import openvino
@@ -33,6 +34,16 @@ def availability() -> str | None:
     from importlib.util import find_spec
 
     return None if find_spec("openvino") else "openvino is not installed; pip install openvino"
+
+
+def make_core() -> openvino.Core:
+    """A ``Core`` with its CPU plugin loaded, which leaves the thread's signal stack alone."""
+    import openvino
+
+    core = openvino.Core()
+    with signal_stack_kept():
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+    return core
 
 
 class OpenVINOBackend:
@@ -62,7 +73,7 @@ class OpenVINOBackend:
         import openvino
 
         _convert_once(openvino)
-        self._core = openvino.Core()
+        self._core = make_core()
         self._options: dict[str, Any] = dict(options or {})
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads

@@ -187,3 +187,26 @@ def test_a_read_only_bundle(own, tiny):
         OpenVINOBackend(bundle / "openvino.xml", FULL_PRECISION, bundle / "openvino.cache").close()
     finally:
         bundle.chmod(0o755)
+
+
+SIGNAL = """
+import gc, signal, sys, threading
+from infer.backends.openvino import OpenVINOBackend
+
+caught = []
+signal.signal(signal.SIGUSR1, lambda *args: caught.append(1))
+held = [OpenVINOBackend(sys.argv[1], {})]
+held[0].close()
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))  # the plugin goes on another thread
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGUSR1)
+print(caught)
+"""
+
+
+def test_a_signal_after_the_model_is_gone(tiny):
+    """OpenVINO leaves this thread with a signal stack in freed memory, unless it is put back."""
+    command = [sys.executable, "-c", SIGNAL, str(tiny / "openvino.xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[1]"), done.stderr
