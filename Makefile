@@ -19,7 +19,8 @@ READY := $(VENV)/.ready
 EXTRAS := build,test,lint$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)gpu)
 comma := ,
 flag = $(if $($(1)),$(2) "$($(1))")
-CALIBRATION = $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
+SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
+  $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
 
 .PHONY: help demo engine calibrate models classify verify bench embed info test lint train-shipped setup clean distclean
 
@@ -31,14 +32,12 @@ help:  ## this text
 demo: $(READY)  ## build the shipped model at every precision, classify, verify, one table
 	$(RUN) -m engine_build demo $(ARGS)
 
-engine: $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= BATCH= DATA= CACHE=
-	$(RUN) -m engine_build build --model $(MODEL) --precision $(PRECISION) --target $(TARGET) --batch $(BATCH) \
-	  $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) $(call flag,CACHE,--cache) $(call flag,MAX_DROP,--max-drop) \
-	  $(call flag,BUDGET_DATA,--budget-data) $(CALIBRATION) $(ARGS)
+engine: $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= BATCH= DATA= CACHE= MAX_DROP=
+	$(RUN) -m engine_build build --model $(MODEL) --precision $(PRECISION) --target $(TARGET) --batch $(BATCH) $(strip \
+	  $(call flag,CACHE,--cache) $(call flag,MAX_DROP,--max-drop) $(call flag,BUDGET_DATA,--budget-data) $(SOURCE) $(ARGS))
 
 calibrate: $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= IMAGES= METHOD=mse|percentile|minmax|entropy
-	$(RUN) -m engine_build calibrate --model $(MODEL) $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
-	  $(CALIBRATION) $(ARGS)
+	$(RUN) -m engine_build calibrate --model $(MODEL) $(strip $(SOURCE) $(ARGS))
 
 models: $(READY)  ## the table of models
 	$(RUN) -m engine_build models $(ARGS)

@@ -21,7 +21,7 @@ from infer.errors import BuildError, BundleError
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOT_FOUND = "not found"
+NOT_FOUND = "unlisted"
 """Stands for the precision of a node that no kernel of the engine names."""
 
 DRAM_FORMULA = "sum over layers of (input + output bytes at the optimum batch) / batch + weight bytes / batch"

@@ -21,7 +21,7 @@ from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Tensor, file
 from infer.errors import BuildError, InputError
 from infer.files import replacing_folder
 
-RANGE_IMAGES = 16
+RANGE_IMAGES = 8
 CACHE = "calibration.cache"
 QUANTISED = ("int8", "auto", "fp8")
 

@@ -34,7 +34,7 @@ def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
 _ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
     ("kernels", lambda plan, audit: f"{audit['kernels']} ({_mix(audit['layer_precisions'])})"),
     ("convolutions, products", lambda plan, audit: _mix(audit["mac_precisions"])),
-    ("int8 kernels writing floats", lambda plan, audit: str(audit.get("widening") or "-")),
+    ("quantised, writing floats", lambda plan, audit: str(audit.get("widening") or "")),
     ("reformats", lambda plan, audit: str(audit["reformats"])),
     ("file", lambda plan, audit: human_bytes(sum(entry.size for entry in plan.files))),
     ("scratch, largest batch", lambda plan, audit: _optional_bytes(audit.get("activation_bytes"))),
@@ -44,7 +44,7 @@ _ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
 
 
 def _optional_bytes(size: int | None) -> str:
-    return "-" if size is None else human_bytes(size)
+    return "" if size is None else human_bytes(size)
 
 
 def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
@@ -55,7 +55,9 @@ def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
     for plan in manifest.plans:
         table.add_column(f"{plan.target} {plan.version}")
     for label, cell in _ROWS:
-        table.add_row(label, *(cell(plan, plan.audit["summary"]) for plan in manifest.plans))
+        cells = [cell(plan, plan.audit["summary"]) for plan in manifest.plans]
+        if any(cells):
+            table.add_row(label, *cells)
     out.print(table)
     out.print("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()), markup=False)
     for plan in manifest.plans:

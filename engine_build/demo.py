@@ -77,8 +77,8 @@ def _print_predictions(console: Console, title: str, names: list[str], predictio
 
 
 def _print_results(console: Console, results: list[tuple[str, list[list[str]], Verification]]) -> None:
-    table = Table(title=f"{MODEL}, verified on its test images", box=box.SIMPLE, title_justify="left")
-    for head in ("precision", "target", "kernels", "size", "top-1", "agreement", "verdict"):
+    table = Table(title=f"{MODEL}, verified on its test images", box=box.SIMPLE, title_justify="left", pad_edge=False)
+    for head in ("precision", "target", "kernels", "size", "top-1", "agreement", "check"):
         table.add_column(head, no_wrap=True)
     for precision, plans, verification in results:
         found = verification.record
@@ -93,8 +93,8 @@ def _print_results(console: Console, results: list[tuple[str, list[list[str]], V
     console.print(table)
     first = results[0][2].record
     console.print(
-        f"Agreement: images of {first['images']} with the top-1 of {first['reference']}. The TensorRT-RTX plans are\n"
-        "built and audited; they run on an NVIDIA GPU.",
+        f"Agreement: images of {first['images']} with the top-1 of {first['reference']}.\n"
+        "The TensorRT-RTX plans are built and audited here; they run on an NVIDIA GPU.",
         markup=False,
     )
 

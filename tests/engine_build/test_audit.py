@@ -120,7 +120,7 @@ def test_table_shows_the_figures():
     console = Console(file=io.StringIO(), width=120)
     console.print(AUDIT.table("Plan"))
     text = console.file.getvalue()
-    for part in ("Plan", "3 (2 int8, 1 fp32)", "1 int8, 1 not found", "0.1 MB", "2.0 MB", "estimated at batch 4"):
+    for part in ("Plan", "3 (2 int8, 1 fp32)", "1 int8, 1 unlisted", "0.1 MB", "2.0 MB", "estimated at batch 4"):
         assert part in text
 
 
@@ -147,7 +147,7 @@ def test_gate_names_what_stayed_floating_point():
 
 def test_gate_fails_for_a_node_without_a_kernel_and_for_one_it_never_heard_of():
     for node in ("/Lost", "/Unknown"):
-        with pytest.raises(BuildError, match=rf"{node} \(not found\).*printed no layer"):
+        with pytest.raises(BuildError, match=rf"{node} \(unlisted\).*printed no layer"):
             require_int8(AUDIT, [node])
 
 
