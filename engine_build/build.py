@@ -101,7 +101,8 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
     counts = _op_counts(typed)
-    steps.say(f"graph: {counts} ({source.folded} batch norms folded by the passes)")
+    folded = f" ({source.folded} batch norms folded by the passes)" if source.folded else ""  # torch folds its own
+    steps.say(f"graph: {counts}{folded}")
 
     with replacing_folder(folder) as work:
         onnx.save(typed, work / GRAPH)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 8
 CACHE_FOLDER = "openvino.cache"
+_HINT = "INFERENCE_PRECISION_HINT"
 _FIRST_CONVERSION = threading.Lock()
 
 
@@ -46,12 +47,38 @@ def make_core() -> openvino.Core:
     return core
 
 
+def computes_in(core: openvino.Core, precision: str) -> bool:
+    """Whether this CPU computes in ``precision``: ``f32``, ``f16`` or ``bf16``.
+
+    OpenVINO also lists BF16 for CPUs that have only AVX-512, where it is emulated and far slower than float32; there
+    the flags of the processor decide.
+    """
+    if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
+    return precision != "bf16" or _CPU_FLAGS is None or not _CPU_FLAGS.isdisjoint(_BF16_FLAGS)
+
+
+def _cpu_flags() -> frozenset[str] | None:
+    """Instruction sets of the first processor; None where they cannot be read, or have no such names (ARM)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), None)
+
+
+_CAPABILITIES = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+_CPU_FLAGS = _cpu_flags()
+
+
 class OpenVINOBackend:
     """An OpenVINO model on the CPU; see :class:`infer.backends.base.Backend`.
 
     Args:
         model: ``openvino.xml`` (with its ``.bin``) or an ONNX graph.
-        options: OpenVINO properties for compilation, such as ``INFERENCE_PRECISION_HINT``.
+        options: OpenVINO properties for compilation, such as ``INFERENCE_PRECISION_HINT``; a CPU that would
+            emulate the bf16 or f16 asked for computes in float32.
         cache: folder for compiled models; None, or a folder that cannot be written, compiles every time.
         threads: CPU threads; None lets OpenVINO decide.
 
@@ -75,6 +102,9 @@ class OpenVINOBackend:
         _convert_once(openvino)
         self._core = make_core()
         self._options: dict[str, Any] = dict(options or {})
+        hint = self._options.get(_HINT)
+        if hint in ("bf16", "f16") and not computes_in(self._core, hint):  # built on another CPU
+            self._options[_HINT] = "f32"
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
         if cache is not None and _writable(cache):

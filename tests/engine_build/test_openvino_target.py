@@ -6,6 +6,7 @@ import openvino
 import pytest
 
 from engine_build.targets.openvino import build_openvino, inference_precision
+from infer.backends.openvino import computes_in
 from infer.bundle import read_manifest
 from infer.errors import BuildError
 from infer.files import sha256_file
@@ -20,8 +21,11 @@ def capabilities(*names):
     return Core()
 
 
-@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16")])
-def test_the_hint_of_a_cpu_that_can(precision, hint):
+@pytest.mark.parametrize(
+    ("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "bf16")]
+)
+def test_the_hint_of_a_cpu_that_can(precision, hint, monkeypatch):
+    monkeypatch.setattr("infer.backends.openvino._CPU_FLAGS", frozenset({"avx512f", "avx512_bf16"}))
     assert inference_precision(capabilities("FP32", "FP16", "BF16"), precision) == (hint, [])
 
 
@@ -30,6 +34,13 @@ def test_a_cpu_that_cannot_computes_in_float32_and_says_so(precision):
     hint, notes = inference_precision(capabilities("FP32", "INT8"), precision)
     assert hint == "f32"
     assert notes == [f"this CPU has no {precision} arithmetic: weights are {precision}, OpenVINO computes in float32"]
+
+
+def test_the_rest_of_int8_is_float32_where_bf16_would_be_emulated(monkeypatch):
+    monkeypatch.setattr("infer.backends.openvino._CPU_FLAGS", frozenset({"avx512f", "avx512_vnni"}))
+    core = capabilities("FP32", "INT8", "BF16")  # OpenVINO lists BF16 for any CPU with AVX-512
+    assert inference_precision(core, "int8") == ("f32", [])
+    assert inference_precision(core, "bf16")[0] == "f32"
 
 
 def test_the_plan(tiny, tmp_path):
@@ -57,7 +68,7 @@ def test_every_layer_with_weights_is_audited(shipped):
 
 def test_bf16_runs_as_bf16_where_the_cpu_has_it(shipped):
     (plan,) = read_manifest(shipped("bf16")).plans
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if computes_in(openvino.Core(), "bf16"):
         assert plan.options == {"INFERENCE_PRECISION_HINT": "bf16"}
         assert plan.audit["summary"]["mac_precisions"]["bf16"] == 54
         assert plan.notes == []

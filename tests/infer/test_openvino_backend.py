@@ -15,7 +15,7 @@ import openvino
 import pytest
 from small_models import pictures
 
-from infer.backends.openvino import LARGEST_BATCH, OpenVINOBackend
+from infer.backends.openvino import LARGEST_BATCH, OpenVINOBackend, computes_in, make_core
 from infer.errors import TargetUnavailableError
 
 FULL_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -77,6 +77,19 @@ def test_an_onnx_graph_is_accepted(tiny, backend):
 def test_the_runtime_model_shows_what_runs(backend):
     kinds = [op.get_rt_info()["layerType"].astype(str) for op in backend.runtime_model().get_ordered_ops()]
     assert "Convolution" in kinds
+
+
+def test_bf16_is_left_out_where_it_would_be_emulated(tiny, monkeypatch):
+    def hint():
+        opened = OpenVINOBackend(tiny / "openvino.xml", {"INFERENCE_PRECISION_HINT": "bf16"})
+        try:
+            return opened._pool(8).compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        finally:
+            opened.close()
+
+    assert hint() == ("bf16" if computes_in(make_core(), "bf16") else "f32")
+    monkeypatch.setattr("infer.backends.openvino._CPU_FLAGS", frozenset({"avx512f", "avx512_vnni"}))
+    assert hint() == "f32"
 
 
 def test_compiled_models_are_cached(tiny, tmp_path):
