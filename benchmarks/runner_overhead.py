@@ -105,6 +105,7 @@ class Bench:
     """
 
     def __init__(self, trt: Any, emulator: Any, plan: Path, images: NDArray[np.uint8]) -> None:
+        from infer.backends.base import GpuOptions
         from infer.backends.tensorrt import TensorRTBackend
 
         self.emulator, self.images = emulator, images
@@ -119,7 +120,7 @@ class Bench:
                 self.inside += time.perf_counter() - start
 
         trt.IExecutionContext._execute = timed
-        self.plain = TensorRTBackend(plan, "tensorrt", cuda_graphs=False)
+        self.plain = TensorRTBackend(plan, "tensorrt", options=GpuOptions(cuda_graphs=False))
         self.graphs = TensorRTBackend(plan, "tensorrt")
         self.loop = TrtRunnerLoop(trt, plan)
         self.spare = np.empty_like(images)

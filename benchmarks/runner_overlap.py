@@ -33,6 +33,7 @@ def main() -> None:
     emulator = load()
     emulator.enable()
     sys.modules["tensorrt"] = make_module("tensorrt-11", emulator)
+    from infer.backends.base import GpuOptions
     from infer.backends.tensorrt import TensorRTBackend
 
     images = np.zeros((32, 64, 64, 3), np.uint8)
@@ -46,7 +47,7 @@ def main() -> None:
                 f"copy in {stages[0]:.0f}, network {stages[1]:.0f}, copy back {stages[2]:.0f} ms: ideal {ideal:.3f} s"
             )
             for slots in (0, 1, 2, 3, 4):
-                with TensorRTBackend(plan, "tensorrt", slots=max(1, slots)) as backend:
+                with TensorRTBackend(plan, "tensorrt", options=GpuOptions(slots=max(1, slots))) as backend:
                     emulator.delays(*stages)
                     start = time.perf_counter()
                     if slots == 0:

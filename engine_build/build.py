@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.cache import write_cache
 from engine_build.auto import AutoOptions, mixed_precision
 from engine_build.fp8 import fp8_targets, quantise_fp8
+from engine_build.gmac import count_gmac
 from engine_build.int8 import Int8Graph, Int8Options, quantise
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
@@ -101,8 +102,8 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
     counts = _op_counts(typed)
-    folded = f" ({source.folded} batch norms folded by the passes)" if source.folded else ""  # torch folds its own
-    steps.say(f"graph: {counts}{folded}")
+    # None for our own models: torch's exporter folded them
+    steps.say(f"graph: {counts}" + (f" ({source.folded} batch norms folded by the passes)" if source.folded else ""))
 
     with replacing_folder(folder) as work:
         onnx.save(typed, work / GRAPH)
@@ -119,7 +120,7 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),
             batch=options.settings.batch, preprocessing=source.spec.to_json(), labels=file_entry(work, LABELS),
-            plans=plans, wnids=wnids, float32_nodes=keep, notes=notes,
+            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=keep, notes=notes,
             calibration=quantised.record() if quantised else None,
         )  # fmt: skip
         write_manifest(work, manifest)

@@ -156,7 +156,7 @@ def measure(
         batches: ``(true classes int64 [N] or -1, images uint8 [N, crop, crop, 3])``.
     """
     tally = Tally()
-    for (targets, images), outputs in runner.stream((batch, batch[1]) for batch in batches):
+    for (targets, images), outputs in runner.stream_pairs((batch, batch[1]) for batch in batches):
         expected = reference.infer(images) if reference is not None else None
         tally.add(outputs, targets, expected)
     return tally

@@ -30,12 +30,17 @@ def bench(
     csv: Annotated[Path | None, typer.Option(help="Write one line a point.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and p99 against batch (.png, .svg, .pdf).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")] = None,
+    device: Annotated[int, typer.Option(min=0, help="GPU: its ordinal.")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="GPU: streams, two batches in flight on each.")] = 3,
+    graphs: Annotated[bool, typer.Option(help="GPU: launch batches as CUDA graphs.")] = True,
+    spin: Annotated[bool, typer.Option("--spin", help="GPU: waiting threads spin: lower latency, busy cores.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Measure throughput and latency, model only: ready batches in host memory to results in host memory."""
+    from infer.backends.base import GpuOptions
     from infer.bench_report import Report, environment_of, flags_of, subject_of
-    from infer.benchmark import Options, measure, sweep
+    from infer.benchmark import DEFAULT_BATCHES, Options, measure, sweep
     from infer.progress import progress
     from infer.roofline import ceiling, find_gpus, gpu_of, known_gpus, work_of
     from infer.runner import open_bundle
@@ -44,7 +49,9 @@ def bench(
         numbers("--batch", batch), numbers("--in-flight", in_flight), duration, iterations, warm_up, repeat
     )  # fmt: skip
     chosen = [] if roofline in (None, "all") else find_gpus(_words(roofline or ""))
-    with open_bundle(bundle, target=target, threads=threads) as runner:
+    captured = tuple(options.batches or DEFAULT_BATCHES)
+    on_gpu = GpuOptions(device=device, slots=slots, cuda_graphs=graphs, graph_batches=captured, spin=spin)
+    with open_bundle(bundle, target=target, threads=threads, gpu=on_gpu) as runner:
         environment = environment_of(runner)
         gpu = gpu_of(runner.backend.device)
         notes = list(getattr(runner.backend, "notes", []))

@@ -96,7 +96,7 @@ class Plan(_Record):
 
 
 class Manifest(_Record):
-    """Contents of ``manifest.json``."""
+    """Contents of ``manifest.json``; ``gmac`` is 10^9 multiply-accumulates of convolutions and products an image."""
 
     format: int
     created: str
@@ -111,6 +111,7 @@ class Manifest(_Record):
     labels: FileEntry
     plans: list[Plan]
     wnids: list[str] | None = None
+    gmac: float | None = None
     float32_nodes: list[str] = []
     calibration: dict[str, Any] | None = None
     accuracy: list[dict[str, Any]] = []

@@ -93,7 +93,7 @@ def _predictions(runner: Runner, paths: list[str], top: int, strict: bool) -> An
             yield batch, batch.images
 
     with progress("classify", None) as advance:
-        for batch, outputs in runner.stream(good()):
+        for batch, outputs in runner.stream_pairs(good()):
             advance(len(batch.records))
             yield from rank([record.name for record in batch.records], outputs, runner.labels, top)
     yield from failures

@@ -136,7 +136,7 @@ def work_of(manifest: Manifest, target: str | None = None) -> Work:
     Raises:
         BundleError: the bundle has no TensorRT plan and no gmac, so nothing can be said.
     """
-    gmac: float | None = getattr(manifest, "gmac", None)
+    gmac = manifest.gmac
     plans = [plan for plan in manifest.plans if plan.target.startswith("tensorrt")]
     plans.sort(key=lambda plan: plan.target != target)
     summary: dict[str, Any] = plans[0].audit.get("summary", {}) if plans else {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from infer.backends.base import Backend, Outputs
+from infer.backends.base import Backend, GpuOptions, Outputs
 from infer.bundle import Manifest, read_labels, read_manifest
-from infer.errors import InputError, UntrainedError
+from infer.errors import InputError, TargetUnavailableError, UntrainedError
 from infer.predictions import Prediction, rank
 from infer.preprocess import Preprocessing
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+    from infer.cuda.arrays import DeviceOutputs
+    from infer.cuda.events import Event
 
 T = TypeVar("T")
 
@@ -82,10 +85,7 @@ class Runner:
         Raises:
             InputError: wrong dtype or shape.
         """
-        side = self.preprocessing.crop
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
-            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise InputError(f"expected a uint8 array [N, {side}, {side}, 3], found {found}")
+        self._check(images)
         images = np.ascontiguousarray(images)
         step = self.backend.max_batch
         parts = [self.backend.submit(images[at : at + step]) for at in range(0, len(images), step)]
@@ -98,10 +98,33 @@ class Runner:
         )  # fmt: skip
         return Outputs(*(np.concatenate(arrays) for arrays in zip(empty, *results, strict=True)))
 
-    def stream(self, batches: Iterable[tuple[T, NDArray[np.uint8]]]) -> Iterator[tuple[T, Outputs]]:
-        """Run a stream of ``(key, images)`` with a bounded look-ahead; results come in the order of the input.
+    def submit(self, images: NDArray[np.uint8]) -> Future[Outputs]:
+        """Start a batch and go on; blocks only while ``backend.in_flight`` batches are under way.
 
-        Each array has at most ``backend.max_batch`` images and must not be changed until its result is out.
+        Args:
+            images: as for :meth:`infer`, 1 to ``backend.max_batch`` of them, not to be changed until the result is out.
+
+        Raises:
+            InputError: wrong dtype, shape or number. What fails later comes through the future.
+        """
+        return self.backend.submit(self._one_batch(images))
+
+    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[Outputs]:
+        """Run a stream of batches with a bounded look-ahead; results come in the order of the input.
+
+        Args:
+            batches: as for :meth:`submit`; taken when there is room.
+
+        Raises:
+            InputError: wrong dtype, shape or number.
+        """
+        for _, outputs in self.stream_pairs((None, self._one_batch(images)) for images in batches):
+            yield outputs
+
+    def stream_pairs(self, batches: Iterable[tuple[T, NDArray[np.uint8]]]) -> Iterator[tuple[T, Outputs]]:
+        """The same for ``(key, images)``, where the key comes back with the result; empty batches are left out.
+
+        The arrays are not checked.
         """
         pending: deque[tuple[T, Future[Outputs]]] = deque()
         for key, images in batches:
@@ -113,6 +136,45 @@ class Runner:
             pending.append((key, self.backend.submit(images)))
         for done, future in pending:
             yield done, future.result()
+
+    def enqueue(
+        self, input_ptr: int, batch: int, output_ptrs: Mapping[str, int] | Sequence[int], stream_handle: int
+    ) -> Event:
+        """Run on device memory and a CUDA stream of the caller's; no copies, no synchronisation, returns an event.
+
+        See :meth:`infer.backends.tensorrt.TensorRTBackend.enqueue` for the arguments and their lifetimes.
+
+        Raises:
+            TargetUnavailableError: the bundle was opened on a CPU target.
+        """
+        return self._on_device("enqueue").enqueue(input_ptr, batch, output_ptrs, stream_handle)
+
+    def infer_device(self, images: Any, *, stream: int = 0) -> DeviceOutputs:
+        """Classify a torch, CuPy or other array in device memory where it is; the results stay there.
+
+        See :meth:`infer.backends.tensorrt.TensorRTBackend.infer_device`.
+
+        Raises:
+            TargetUnavailableError: the bundle was opened on a CPU target.
+        """
+        return self._on_device("infer_device").infer_device(images, stream=stream)
+
+    def _on_device(self, what: str) -> Any:
+        if not hasattr(self.backend, what):
+            raise TargetUnavailableError(f"{what} needs a TensorRT target, this bundle runs on {self.target}")
+        return self.backend
+
+    def _one_batch(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self._check(images)
+        if not 1 <= len(images) <= self.backend.max_batch:
+            raise InputError(f"expected a batch of 1 to {self.backend.max_batch} images, found {len(images)}")
+        return np.ascontiguousarray(images)
+
+    def _check(self, images: object) -> None:
+        side = self.preprocessing.crop
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise InputError(f"expected a uint8 array [N, {side}, {side}, 3], found {found}")
 
     def classify(self, images: Any, *, top: int | None = None, strict: bool = False) -> list[Prediction]:
         """Classify images of any kind.
@@ -143,7 +205,7 @@ class Runner:
                     results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
                 yield batch, batch.images
 
-        for batch, outputs in self.stream(decoded()):
+        for batch, outputs in self.stream_pairs(decoded()):
             predictions = rank([record.name for record in batch.records], outputs, self.labels, top)
             results.update(zip(batch.indices.tolist(), predictions, strict=True))
         return [results[number] for number in sorted(results)]
@@ -167,6 +229,7 @@ def open_bundle(
     target: str | None = None,
     allow_untrained: bool = False,
     threads: int | None = None,
+    gpu: GpuOptions | None = None,
 ) -> Runner:
     """Open a bundle on the fastest target that this machine can run.
 
@@ -178,6 +241,7 @@ def open_bundle(
             None for the fastest that is built and runs here.
         allow_untrained: let :meth:`Runner.classify` answer although the weights are random.
         threads: CPU threads of a CPU target; None for its own choice.
+        gpu: which GPU a TensorRT target takes, how many streams, graphs, waiting; None for the defaults.
 
     Raises:
         BundleError: the bundle is damaged, of an unknown version, or lacks the target.
@@ -188,7 +252,7 @@ def open_bundle(
     path = Path(folder)
     manifest = read_manifest(path)
     labels = read_labels(path, manifest)
-    backend = open_backend(path, manifest, target, threads)
+    backend = open_backend(path, manifest, target, threads, gpu)
     return Runner(path, manifest, labels, backend, allow_untrained)
 
 

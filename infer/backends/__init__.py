@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infer.backends.base import Backend
+from infer.backends.base import Backend, GpuOptions
 from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
@@ -13,8 +13,8 @@ TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
 REFERENCE = "onnxruntime"
 
 
-def availability(target: str) -> str | None:
-    """None when ``target`` runs on this machine, else one sentence that says what is missing.
+def availability(target: str, device: int = 0) -> str | None:
+    """None when ``target`` runs on this machine (on GPU ``device``), else one sentence that says what is missing.
 
     Raises:
         InputError: unknown target.
@@ -30,39 +30,47 @@ def availability(target: str) -> str | None:
     if target in TARGETS:
         from infer.backends import tensorrt
 
-        return tensorrt.availability(target)
+        return tensorrt.availability(target, device)
     raise InputError(f"unknown target {target!r}; known: {', '.join((*TARGETS, REFERENCE))}")
 
 
-def open_backend(folder: Path, manifest: Manifest, target: str | None = None, threads: int | None = None) -> Backend:
+def open_backend(
+    folder: Path,
+    manifest: Manifest,
+    target: str | None = None,
+    threads: int | None = None,
+    gpu: GpuOptions | None = None,
+) -> Backend:
     """The backend of ``target``, or of the fastest target of the bundle that runs here.
 
     Raises:
         BundleError: a file is damaged or ``target`` was not built.
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
     """
+    gpu = gpu or GpuOptions()
     if target is not None:
-        if (missing := availability(target)) is not None:
+        if (missing := availability(target, gpu.device)) is not None:
             raise TargetUnavailableError(f"{target} cannot run here: {missing}")
-        return _open(folder, manifest, target, threads)
+        return _open(folder, manifest, target, threads, gpu)
     reasons = []
     for plan in sorted(manifest.plans, key=lambda plan: TARGETS.index(plan.target) if plan.target in TARGETS else 99):
-        missing = availability(plan.target) if plan.target in TARGETS else "unknown to this version"
+        missing = availability(plan.target, gpu.device) if plan.target in TARGETS else "unknown to this version"
         if missing is None:
             try:
-                return _open(folder, manifest, plan.target, threads)
+                return _open(folder, manifest, plan.target, threads, gpu)
             except TargetUnavailableError as error:
                 missing = str(error)
         reasons.append(f"{plan.target}: {missing}")
     raise TargetUnavailableError(f"no plan of {folder} runs here ({'; '.join(reasons) or 'it has none'})")
 
 
-def _open(folder: Path, manifest: Manifest, target: str, threads: int | None) -> Backend:
+def _open(folder: Path, manifest: Manifest, target: str, threads: int | None, gpu: GpuOptions) -> Backend:
     if target == REFERENCE:
         from infer.backends.onnxruntime import OnnxRuntimeBackend
 
         check_files(folder, [manifest.graph])
-        return OnnxRuntimeBackend(folder / GRAPH, threads)
+        # Its optimiser computes FP8 graphs wrongly and may fuse integer layers with other roundings.
+        return OnnxRuntimeBackend(folder / GRAPH, threads, optimise=manifest.precision not in ("int8", "auto", "fp8"))
     plan = find_plan(folder, manifest, target)
     check_files(folder, plan.files)
     if not plan.files:
@@ -72,19 +80,19 @@ def _open(folder: Path, manifest: Manifest, target: str, threads: int | None) ->
         from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
 
         return OpenVINOBackend(path, plan.options, folder / CACHE_FOLDER, threads)
-    return _open_tensorrt(path, manifest, plan)
+    return _open_tensorrt(path, manifest, plan, gpu)
 
 
-def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan) -> Backend:
+def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions) -> Backend:
     from importlib import import_module
 
     from infer.backends.tensorrt import TensorRTBackend
     from infer.cuda.gpus import find_gpus
     from infer.plan_fit import RTX, check_plan_fits
 
-    check_plan_fits(plan, find_gpus()[0][0], import_module(plan.target).__version__)
+    check_plan_fits(plan, find_gpus()[0][gpu.device], import_module(plan.target).__version__)
     logits, scores = manifest.outputs[0].shape, manifest.outputs[1].shape
     return TensorRTBackend(
         path, plan.target, input_shape=manifest.inputs[0].shape[1:], num_classes=logits[1], top_k=scores[1],
-        runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None,
+        runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None, options=gpu,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,31 @@ class Outputs(NamedTuple):
     logits: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How a TensorRT target uses its GPU; CPU targets pass them over.
+
+    Attributes:
+        device: ordinal of the GPU among those that CUDA_VISIBLE_DEVICES leaves.
+        slots: streams, with two batches in flight on each. Three keep copies and network of equal length busy.
+        max_batch: largest batch; None for the plan's own. A smaller one needs less memory.
+        cuda_graphs: launch batches as CUDA graphs where possible, plain where not. TensorRT for RTX captures its own.
+        graph_batches: batch sizes to capture, a graph and an execution context each; None for 1 and the largest.
+        specialization: TensorRT for RTX: kernels for each batch size are compiled in the background while general ones
+            run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
+            ones arrive, the last bits of results may change.
+        spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
+    """
+
+    device: int = 0
+    slots: int = 3
+    max_batch: int | None = None
+    cuda_graphs: bool = True
+    graph_batches: tuple[int, ...] | None = None
+    specialization: str = "lazy"
+    spin: bool = False
 
 
 class Backend(Protocol):

@@ -24,6 +24,7 @@ class OnnxRuntimeBackend:
     Args:
         model: an ONNX graph with the bundle's input and outputs.
         threads: CPU threads; None for all.
+        optimise: let ONNX Runtime rewrite the graph; False computes every node as it is written.
 
     Raises:
         TargetUnavailableError: ONNX Runtime is missing or refuses the graph.
@@ -33,13 +34,15 @@ class OnnxRuntimeBackend:
     max_batch = 32
     in_flight = 1
 
-    def __init__(self, model: Path, threads: int | None = None) -> None:
+    def __init__(self, model: Path, threads: int | None = None, *, optimise: bool = True) -> None:
         if (missing := availability()) is not None:
             raise TargetUnavailableError(missing)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # another engine runs beside it
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends.base import Outputs
+from infer.backends.base import GpuOptions, Outputs
 from infer.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
 from infer.cuda.events import Event
 from infer.cuda.gpus import find_gpus
@@ -90,19 +90,11 @@ class TensorRTBackend:
     Args:
         plan: TensorRT's serialised engine.
         target: ``tensorrt`` (10 or 11) or ``tensorrt_rtx``.
-        max_batch: largest batch; None for the plan's own. A smaller one needs less memory.
+        options: see :class:`~infer.backends.base.GpuOptions`; None for the defaults.
         input_shape: expected ``(H, W, 3)``; None takes the plan's. Likewise ``num_classes`` and ``top_k``.
         num_classes: expected columns of the logits.
         top_k: expected columns of scores and classes.
-        slots: streams, with two batches in flight on each. Three keep copies and network of equal length busy.
-        device: ordinal of the GPU.
-        cuda_graphs: launch batches as CUDA graphs where possible, plain where not. TensorRT for RTX captures its own.
-        graph_batches: batch sizes to capture, a graph and an execution context each; None for 1 and the largest.
         runtime_cache: TensorRT for RTX: file that keeps the kernels compiled for this GPU, made when missing.
-        specialization: TensorRT for RTX: kernels for each batch size are compiled in the background while general ones
-            run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
-            ones arrive, the last bits of results may change.
-        spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
 
     Raises:
         TargetUnavailableError: driver, device, module or the right version is missing.
@@ -112,6 +104,7 @@ class TensorRTBackend:
 
     Attributes:
         notes: what the user should know: fewer slots or a smaller batch because memory was short, no graphs.
+        flags: what decides how fast it is: graphs, waiting, streams.
         image_shape: ``(H, W, 3)``.
         num_classes: columns of the logits.
         top_k: columns of scores and classes.
@@ -122,36 +115,22 @@ class TensorRTBackend:
         plan: Path,
         target: str,
         *,
-        max_batch: int | None = None,
+        options: GpuOptions | None = None,
         input_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         top_k: int | None = None,
-        slots: int = 3,
-        device: int = 0,
-        cuda_graphs: bool = True,
-        graph_batches: Sequence[int] | None = None,
         runtime_cache: Path | None = None,
-        specialization: str = "lazy",
-        spin: bool = False,
     ) -> None:
-        if slots < 1:
-            raise InputError(f"slots: expected at least 1, found {slots}")
-        if specialization not in _SPECIALIZATIONS:
-            raise InputError(f"specialization: expected one of {', '.join(_SPECIALIZATIONS)}, found {specialization!r}")
-        if (missing := availability(target, device)) is not None:
+        options = options or GpuOptions()
+        if options.slots < 1:
+            raise InputError(f"slots: expected at least 1, found {options.slots}")
+        if options.specialization not in _SPECIALIZATIONS:
+            raise InputError(
+                f"specialization: expected one of {', '.join(_SPECIALIZATIONS)}, found {options.specialization!r}"
+            )
+        if (missing := availability(target, options.device)) is not None:
             raise TargetUnavailableError(missing)
-        batches = tuple(graph_batches) if graph_batches is not None else None
-        self._session = session = Session(
-            plan,
-            target,
-            device=device,
-            slots=slots,
-            max_batch=max_batch,
-            graph_batches=batches if cuda_graphs else (),
-            runtime_cache=runtime_cache,
-            specialization=specialization,
-            spin=spin,
-        )
+        self._session = session = Session(plan, target, options, runtime_cache)
         # Also at the end of the interpreter, while threads still run.
         self._finalizer = weakref.finalize(self, session.close)
         assert session.engine is not None and session.ring is not None
@@ -162,9 +141,9 @@ class TensorRTBackend:
             self.close()
             raise BundleError(f"{plan}: expected image, classes and k {wanted}, found {found}; build it again")
         self.target = target
-        self.device = f"GPU {device} ({session.context.name}, {session.streams} streams)"
+        self.device = f"GPU {options.device} ({session.context.name}, {session.streams} streams)"
         self.max_batch, self.in_flight = session.max_batch, session.in_flight
-        self.notes = session.notes
+        self.notes, self.flags = session.notes, session.flags
         self.image_shape, self.num_classes, self.top_k = found
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:

@@ -43,6 +43,7 @@ class Engine:
         layout: shapes of its tensors.
         largest_batch: of its profile.
         graphs_inside: it captures CUDA graphs by itself.
+        specialized: it compiles kernels for single batch sizes while it runs.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Engine:
         self._logger = _make_logger(self._trt, self.messages)
         self._runtime: Any = self._trt.Runtime(self._logger)
         self.graphs_inside = target == RTX and cuda_graphs
+        self.specialized = target == RTX
         self._cache_file = runtime_cache if target == RTX else None
         self._cached = b""
         self._specialization = specialization

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infer.backends.base import GpuOptions
 from infer.cuda import driver
 from infer.cuda.arrays import ResultPool
 from infer.cuda.context import PrimaryContext
@@ -30,13 +31,8 @@ class Session:
     Args:
         plan: the plan.
         target: ``tensorrt`` or ``tensorrt_rtx``.
-        device: ordinal.
-        slots: how many; fewer are used when memory is short.
-        max_batch: largest batch; None for the plan's; smaller when memory is short.
-        graph_batches: batch sizes to capture; None for 1 and the largest; empty for none.
+        options: see :class:`~infer.backends.base.GpuOptions`; slots and batch get smaller when memory is short.
         runtime_cache: see :class:`~infer.cuda.engine.Engine`.
-        specialization: see there.
-        spin: see :class:`~infer.cuda.slots.Slot`.
 
     Raises:
         DeviceMemoryError: not even one slot with a batch of one fits; names the needed and the free bytes.
@@ -46,28 +42,17 @@ class Session:
         notes: what a user should be told: fewer slots, no graphs.
     """
 
-    def __init__(
-        self,
-        plan: Path,
-        target: str,
-        *,
-        device: int,
-        slots: int,
-        max_batch: int | None,
-        graph_batches: tuple[int, ...] | None,
-        runtime_cache: Path | None,
-        specialization: str,
-        spin: bool,
-    ) -> None:
+    def __init__(self, plan: Path, target: str, options: GpuOptions, runtime_cache: Path | None) -> None:
         self._lock, self._closed = threading.Lock(), False
         self._turn = itertools.count()
         self._slots: list[Slot] = []
         self._scratch: Any = None
-        self._spin = spin
+        self._options = options
+        graph_batches = options.graph_batches if options.cuda_graphs else ()
         self.notes: list[str] = []
         self.ring: Ring | None = None
         self.engine: Engine | None = None
-        self.context = PrimaryContext(device)
+        self.context = PrimaryContext(options.device)
         self._events = EventPool(self.context)
         self.results = ResultPool(self.context)
         try:
@@ -79,12 +64,12 @@ class Session:
                         target,
                         cuda_graphs=graphs,
                         runtime_cache=runtime_cache,
-                        specialization=specialization,
+                        specialization=options.specialization,
                     )
                 except DeviceMemoryError as error:
                     raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error
                 try:
-                    self._open(plan, slots, self._batch(plan, self.engine, max_batch), graph_batches)
+                    self._open(plan, self._batch(plan, self.engine, options.max_batch), graph_batches)
                 except Exception as error:
                     raise self.context.explain(error, f"opening {plan}") from error
                 self.engine.save_runtime_cache()
@@ -100,9 +85,10 @@ class Session:
             raise InputError(f"{plan}: expected a batch from 1 to {engine.largest_batch}, found {max_batch}")
         return max_batch or engine.largest_batch
 
-    def _open(self, plan: Path, slots: int, batch: int, graph_batches: tuple[int, ...] | None) -> None:
+    def _open(self, plan: Path, batch: int, graph_batches: tuple[int, ...] | None) -> None:
         import pycuda.driver as cuda
 
+        slots = self._options.slots
         for count, rows in _ladder(slots, batch):
             try:
                 self._allocate(count, rows)
@@ -130,7 +116,7 @@ class Session:
         layout = self.engine.layout
         self._needed = count * (rows * layout.image_bytes + layout.place(rows).total)
         for _ in range(count):
-            self._slots.append(Slot(self.engine, rows, spin=self._spin))
+            self._slots.append(Slot(self.engine, rows, spin=self._options.spin))
         size = max(slot.scratch_bytes for slot in self._slots)
         self._needed += count * size
         if size:
@@ -173,6 +159,21 @@ class Session:
 
     def _staging(self) -> list[list[Staging]]:
         return [slot.staging for slot in self._slots]
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What decides how fast it is, name to value, for benchmarks."""
+        assert self.engine is not None
+        captured = sorted({size for slot in self._slots for size in slot.graph_sizes})
+        graphs = f"batches of {', '.join(map(str, captured))}" if captured else "off"
+        found = {
+            "CUDA graphs": "TensorRT's own" if self.engine.graphs_inside else graphs,
+            "waiting": "spinning" if self._options.spin else "blocking",
+            "streams": f"{self.streams}, {self.in_flight} batches in flight",
+        }
+        if self.engine.specialized:
+            found["kernels of each batch size"] = self._options.specialization
+        return found
 
     @property
     def streams(self) -> int:

@@ -161,6 +161,11 @@ class Slot:
             return f"no CUDA graph for batches of {rows}: {error}"
         return None
 
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that are launched as a graph."""
+        return tuple(self._graphs)
+
     def drop_graph(self, rows: int) -> None:
         """Launch batches of ``rows`` without a graph from now on. The stream must be idle."""
         if (graph := self._graphs.pop(rows, None)) is not None:

@@ -4,8 +4,8 @@
     python tests/cuda_emulator/build.py --emulator # only libcuda.so.1
 
 pycuda has no wheel for any platform. Compiled once, the wheel is kept in ``.cache/pycuda`` (or the folder named
-by ``CUDA_EMULATOR_CACHE``) under the versions of Python and pycuda. An installed pycuda is left
-alone, whoever built it.
+by ``CUDA_EMULATOR_CACHE``) under the versions of Python and pycuda, and beside it pycuda's own tests of the driver,
+which its wheel lacks. An installed pycuda is left alone, whoever built it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
 PYCUDA = "2026.1"
+OWN_TESTS = "test_driver.py"
 # The headers of CUDA and nothing else; pycuda 2026.1 compiles against CUDA 13.
 HEADERS = ("nvidia-cuda-runtime==13.0.*", "nvidia-cuda-profiler-api==13.0.*")
 HERE = Path(__file__).resolve().parent
@@ -70,12 +72,16 @@ def build_emulator() -> Path:
     return library
 
 
+def pycuda_folder() -> Path:
+    """Where :func:`pycuda_wheel` keeps the wheel and :data:`OWN_TESTS`."""
+    return CACHE / "pycuda" / f"{PYCUDA}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+
+
 def pycuda_wheel(emulator: Path) -> Path:
     """The cached wheel of pycuda, compiled on the first call (about two minutes on two cores)."""
-    tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    folder = CACHE / "pycuda" / f"{PYCUDA}-{tag}"
-    for wheel in folder.glob("pycuda-*.whl"):
-        return wheel
+    folder = pycuda_folder()
+    if (folder / OWN_TESTS).exists():
+        return next(folder.glob("pycuda-*.whl"))
     say(f"compiling pycuda {PYCUDA} once into {folder} (about two minutes)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -94,13 +100,20 @@ def pycuda_wheel(emulator: Path) -> Path:
         option = "--global-option=--conf:" + "\\;".join(settings)
         flags = "-O1 -g0 -w"
         environment = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags}
-        # Not from pip's own cache: a wheel found there may have been linked against something else.
+        # From the sources: a wheel in pip's own cache may have been linked against something else.
+        source = ["--no-binary", "pycuda", f"pycuda=={PYCUDA}"]
+        run([*pip, "download", "--no-deps", "-d", scratch, *source])
+        archive = next(Path(scratch).glob("pycuda-*.tar.gz"))
         run(
-            [*pip, "wheel", "--no-cache-dir", "--no-deps", "-w", str(wheels), f"-C{option}", f"pycuda=={PYCUDA}"],
+            [*pip, "wheel", "--no-cache-dir", "--no-deps", "-w", str(wheels), f"-C{option}", str(archive)],
             env=environment,
         )
-        if not folder.exists():
-            wheels.replace(folder)
+        with tarfile.open(archive) as tar:
+            tests = tar.extractfile(f"pycuda-{PYCUDA}/test/{OWN_TESTS}")
+            assert tests is not None
+            (wheels / OWN_TESTS).write_bytes(tests.read())
+        shutil.rmtree(folder, ignore_errors=True)
+        wheels.replace(folder)
     return next(folder.glob("pycuda-*.whl"))
 
 
@@ -122,7 +135,7 @@ def main() -> None:
     if arguments.emulator:
         return
     version = installed_pycuda()
-    if version is None:
+    if version is None or (version == PYCUDA and not (pycuda_folder() / OWN_TESTS).exists()):
         wheel = pycuda_wheel(library)
         say(f"installing {wheel.name}")
         run([sys.executable, "-m", "pip", "--disable-pip-version-check", "install", str(wheel)])

@@ -149,7 +149,7 @@ class Fixed:
     def infer(self, images):
         return outputs(images[:, 0, :, 0] + self.error * (np.arange(images.shape[2]) == 0))
 
-    def stream(self, batches):
+    def stream_pairs(self, batches):
         for key, images in batches:
             yield key, self.infer(images)
 

@@ -27,12 +27,12 @@ def machine(monkeypatch):
     """``machine(**reasons)``: what is missing for a target; the others run, and opening one tells its name."""
 
     def set_up(refuse=(), **reasons):
-        def open_one(_folder, _manifest, target, _threads):
+        def open_one(_folder, _manifest, target, _threads, _gpu):
             if target in refuse:
                 raise TargetUnavailableError(f"{target} broke")
             return target
 
-        monkeypatch.setattr(backends, "availability", reasons.get)
+        monkeypatch.setattr(backends, "availability", lambda target, _device: reasons.get(target))
         monkeypatch.setattr(backends, "_open", open_one)
 
     return set_up

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_models import SPEC, classifier, pictures
 
-from infer.backends import onnxruntime
+from infer.backends import onnxruntime, open_backend
 from infer.backends.onnxruntime import OnnxRuntimeBackend
+from infer.bundle import read_manifest
 from infer.errors import TargetUnavailableError
 
 
@@ -25,6 +26,27 @@ def test_results(backend, rows):
     np.testing.assert_allclose(found.logits, graph_logits(classifier(), SPEC)(images), atol=1e-4)
     assert np.array_equal(found.classes, np.argsort(-found.logits, 1)[:, :5])
     assert [array.dtype for array in found] == [np.float32, np.float32, np.int32]
+
+
+def test_quantised_graphs_are_computed_as_they_are_written(tiny, own, monkeypatch):
+    """ONNX Runtime's optimiser computes FP8 pairs wrongly."""
+    import onnxruntime as ort
+
+    levels = []
+    session = ort.InferenceSession
+
+    def spy(model, options, **kwargs):
+        levels.append(options.graph_optimization_level)
+        return session(model, options, **kwargs)
+
+    monkeypatch.setattr(ort, "InferenceSession", spy)
+    folder = own(tiny)
+    for precision in ("fp32", "int8", "auto", "fp8"):
+        manifest = read_manifest(folder)
+        manifest.precision = precision
+        open_backend(folder, manifest, "onnxruntime").close()
+    off, on = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    assert levels == [on, off, off, off]
 
 
 def test_submit_is_done_at_once(backend):

@@ -14,14 +14,8 @@ KEYS = [gpu.key for gpu in known_gpus()]
 NO_FILE = FileEntry(file="f", sha256="0", size=0)
 
 
-class WithGmac(Manifest, kw_only=True):
-    """A manifest that says how much arithmetic an image costs."""
-
-    gmac: float | None = None
-
-
 def manifest(plans, gmac=None, precision="fp16"):
-    return WithGmac(
+    return Manifest(
         format=FORMAT, created="now", tool="t", precision=precision, graph=NO_FILE, labels=NO_FILE, preprocessing={},
         model=ModelInfo(name="m", num_classes=10, weights="w", weights_sha256="0", trained=True), batch=BatchProfile(),
         inputs=[Tensor(name="images", dtype="uint8", shape=[-1, 224, 224, 3])], outputs=[], plans=plans, gmac=gmac,

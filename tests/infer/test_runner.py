@@ -249,7 +249,7 @@ class Counting:
 def test_stream_keeps_the_order_and_bounds_what_is_under_way(tiny):
     manifest = read_manifest(tiny)
     backend = Counting()
-    stream = Runner(tiny, manifest, [""] * 10, backend, False).stream(
+    stream = Runner(tiny, manifest, [""] * 10, backend, False).stream_pairs(
         (n, np.full((n % 4, 32, 32, 3), n, np.uint8)) for n in range(20)
     )
     results = [(key, outputs.logits[:, 0].tolist()) for key, outputs in stream]

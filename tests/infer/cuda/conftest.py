@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,13 @@ class Stack:
         return path
 
     def open(self, path: Path | None = None, **options: Any) -> Any:
-        """A backend for a plan."""
+        """A backend for a plan; ``options`` are fields of ``GpuOptions`` and arguments of the backend."""
+        from infer.backends.base import GpuOptions
         from infer.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(path or self.write(), self.target, **options)
+        names = [field.name for field in fields(GpuOptions)]
+        gpu = GpuOptions(**{name: options.pop(name) for name in names if name in options})
+        return TensorRTBackend(path or self.write(), self.target, options=gpu, **options)
 
     def images(self, rows: int, seed: int = 0) -> NDArray[np.uint8]:
         """Random images of the plan's shape."""

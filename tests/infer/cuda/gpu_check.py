@@ -154,11 +154,12 @@ def make_plan(arguments: argparse.Namespace, folder: Path, graph: Path) -> tuple
 
 def checks(plan: Path, target: str, graph: Path) -> Iterator[str]:
     """Run every check with and without CUDA graphs; the names of those that passed."""
+    from infer.backends.base import GpuOptions
     from infer.backends.tensorrt import TensorRTBackend
 
     for cuda_graphs in (True, False):
-        options = {"cuda_graphs": cuda_graphs, "runtime_cache": plan.with_suffix(".jit"), "specialization": "eager"}
-        with TensorRTBackend(plan, target, **options) as backend:
+        options = GpuOptions(cuda_graphs=cuda_graphs, specialization="eager")
+        with TensorRTBackend(plan, target, options=options, runtime_cache=plan.with_suffix(".jit")) as backend:
             suite = Checks(backend, graph)
             for name in [name for name in vars(Checks) if not name.startswith("_") and name != "close_to"]:
                 getattr(suite, name)()

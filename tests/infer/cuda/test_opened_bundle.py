@@ -1,0 +1,89 @@
+"""A bundle opened on a GPU: its options reach the backend, and every level of the API gives the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from infer.backends.base import GpuOptions
+from infer.bundle import Plan, file_entry, read_manifest, write_manifest
+from infer.cli import app
+from infer.errors import InputError, TargetUnavailableError
+from infer.runner import Runner, open_bundle
+
+
+@pytest.fixture
+def bundle(stack_11: Any, tiny: Path, own: Any) -> Path:
+    """The tiny model with a plan for the stand-in, which computes the bundle's graph."""
+    folder: Path = own(tiny)
+    stack_11.folder = folder
+    manifest = read_manifest(folder)
+    image, k = tuple(manifest.inputs[0].shape[1:]), manifest.outputs[1].shape[1]
+    stack_11.write("tensorrt.plan", image=image, top_k=k, max_batch=16, graph=str(folder / "model.onnx"))
+    plan = Plan(target="tensorrt", files=[file_entry(folder, "tensorrt.plan")], version=stack_11.plan.version)
+    manifest.plans = [*manifest.plans, plan]
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def runner(bundle: Path) -> Iterator[Runner]:
+    with open_bundle(bundle, gpu=GpuOptions(slots=2, max_batch=8, spin=True)) as opened:
+        yield opened
+
+
+def test_the_options_reach_the_backend(runner: Runner) -> None:
+    assert (runner.target, runner.backend.max_batch, runner.backend.in_flight) == ("tensorrt", 8, 4)
+    assert runner.backend.flags == {  # type: ignore[attr-defined]
+        "CUDA graphs": "batches of 1, 8", "waiting": "spinning", "streams": "2, 4 batches in flight"
+    }  # fmt: skip
+
+
+def test_every_level_gives_the_same(runner: Runner, bundle: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (21, *runner.manifest.inputs[0].shape[1:]), np.uint8)
+    whole = runner.infer(images)
+    with open_bundle(bundle, target="onnxruntime") as reference:
+        np.testing.assert_allclose(whole.logits, reference.infer(images).logits, atol=1e-4)
+    parts = [images[:8], images[8:9], images[9:16], images[16:]]
+    streamed = list(runner.stream(iter(parts)))
+    submitted = [future.result(30) for future in [runner.submit(part) for part in parts]]
+    for results in (streamed, submitted):
+        assert np.concatenate([outputs.logits for outputs in results]).tobytes() == whole.logits.tobytes()
+        assert np.concatenate([outputs.classes for outputs in results]).tobytes() == whole.classes.tobytes()
+
+
+def test_wrong_batches(runner: Runner) -> None:
+    side = runner.preprocessing.crop
+    for rows in (0, 9):
+        with pytest.raises(InputError, match=f"expected a batch of 1 to 8 images, found {rows}"):
+            runner.submit(np.zeros((rows, side, side, 3), np.uint8))
+    with pytest.raises(InputError, match=r"expected a uint8 array \[N, .*found float32"):
+        next(runner.stream([np.zeros((1, side, side, 3), np.float32)]))  # type: ignore[list-item]
+
+
+def test_device_levels_refuse_on_a_cpu(bundle: Path) -> None:
+    with open_bundle(bundle, target="openvino") as runner:
+        with pytest.raises(TargetUnavailableError, match="enqueue needs a TensorRT target, this bundle runs on openvi"):
+            runner.enqueue(256, 1, [256, 512, 768], 0)
+        with pytest.raises(TargetUnavailableError, match="infer_device needs a TensorRT target"):
+            runner.infer_device(None)
+
+
+def test_a_gpu_that_is_not_there(bundle: Path) -> None:
+    with pytest.raises(TargetUnavailableError, match="expected CUDA device 7, found"):
+        open_bundle(bundle, target="tensorrt", gpu=GpuOptions(device=7))
+
+
+def test_the_benchmark_states_its_flags(bundle: Path) -> None:
+    options = ["--batch", "2", "--duration", "0.1", "--warm-up", "0", "--slots", "1", "--no-graphs", "--json"]
+    done = CliRunner().invoke(app, ["bench", str(bundle), *options])
+    assert done.exit_code == 0, done.output
+    flags = json.loads(done.stdout)["flags"]
+    assert (flags["CUDA graphs"], flags["waiting"]) == ("off", "blocking")
+    assert flags["streams"] == "1, 2 batches in flight"
