@@ -36,6 +36,7 @@ setup(
         "test": [
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
             "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
+            "tritonclient[grpc]>=2.60" + LINUX_X86,
         ],
         "report": ["matplotlib>=3.9"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],
