@@ -268,11 +268,13 @@ def prepare(model: onnx.ModelProto, spec: Preprocessing, num_classes: int, refer
     return folded
 
 
-def check_step(step: str, model: onnx.ModelProto, spec: Preprocessing, reference: Logits) -> None:
+def check_step(
+    step: str, model: onnx.ModelProto, spec: Preprocessing, reference: Logits, tolerance: float = TOLERANCE
+) -> None:
     """Compare the graph in ONNX Runtime with ``reference`` at batch sizes 1 and 3.
 
     Raises:
-        GraphError: a logit differs by more than ``TOLERANCE`` of the largest, or the graph does not run.
+        GraphError: a logit differs by more than ``tolerance`` of the largest, or the graph does not run.
     """
     from engine_build.reference import graph_logits
     from engine_build.synthetic import synthetic_images
@@ -284,12 +286,12 @@ def check_step(step: str, model: onnx.ModelProto, spec: Preprocessing, reference
             expected, found = reference(images), logits(images)
             if expected.shape != found.shape:
                 raise GraphError(f"step {step}: expected logits {expected.shape}, found {found.shape}")
-            limit = TOLERANCE * float(np.abs(expected).max())
+            limit = tolerance * float(np.abs(expected).max())
             worst = float(np.abs(expected - found).max())
             if not worst <= limit:
                 raise GraphError(
                     f"step {step} changed the results: largest logit difference {worst:.3g} at batch {batch}, "
-                    f"allowed {limit:.3g} ({TOLERANCE:g} of the largest logit). This is a defect; report the model"
+                    f"allowed {limit:.3g} ({tolerance:g} of the largest logit). This is a defect; report the model"
                 )
     except GraphError:
         raise

@@ -73,17 +73,6 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A float graph with what is known about it."""
-
-    graph: onnx.ModelProto
-    reference: Logits
-    info: ModelInfo
-    row: Model | None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Source:
     """A float32 graph that has been through the passes, with what is known about it.
 

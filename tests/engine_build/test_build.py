@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from small_models import CLASSES, CLASSIFIER, SPEC, classifier, classifier_constants, graph, pictures
 
 from calibration.onnx_index import Index
@@ -150,6 +151,24 @@ def test_overflow_is_kept_in_float32_and_said(options, tmp_path):
         images = pictures(4)
         expected = graph_logits(graph(nodes, used), SPEC)(images)
         np.testing.assert_allclose(runner.infer(images).logits, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_defect_of_the_cast_stops_the_build(monkeypatch, options):
+    """The finished fp16 graph is run once against the network it came from."""
+    from engine_build import precision
+
+    real = precision.to_precision
+
+    def broken(*arguments):
+        typed = real(*arguments)
+        weight = next(t for t in typed.graph.initializer if len(t.dims) == 4)
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(1.5), weight.name))
+        return typed
+
+    monkeypatch.setattr(precision, "to_precision", broken)
+    with pytest.raises(GraphError, match="step precision changed the results"):
+        build(replace(options, precision="fp16"))
+    assert not options.folder.exists()
 
 
 # --- whole or not at all ---------------------------------------------------------------------------------------------
