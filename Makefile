@@ -22,11 +22,11 @@ flag = $(if $($(1)),$(2) "$($(1))")
 SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
   $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
 
-.PHONY: help demo engine calibrate models classify verify bench embed info test lint train-shipped setup clean distclean
+.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info test lint train-shipped setup clean distclean
 
 help:  ## this text
 	@echo "make TARGET [NAME=value ...]"; echo
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "ARGS='...' adds options to the command; see: $(RUN) -m engine_build build --help, $(RUN) -m infer --help"
 
 demo: $(READY)  ## build the shipped model at every precision, classify, verify, one table
@@ -64,6 +64,9 @@ lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench-e2e: $(READY)  ## files to answers, beside PyTorch, ONNX Runtime and benchmark_app (iresnet50 int8 on this CPU)
+	$(RUN) benchmarks/end_to_end.py $(ARGS)
 
 embed: $(READY)  ## C library, headers and C++ example in build/embed
 	$(RUN) embed/build.py --output build/embed $(ARGS)
