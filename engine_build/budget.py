@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -18,9 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.run import Request, choose_images
-from engine_build.int8 import SHIPPED
+from engine_build.int8 import with_images
 from engine_build.source import Source
-from engine_build.zoo import find_model
 from infer.accuracy import Tally
 from infer.backends import openvino as openvino_backend
 from infer.backends.base import Backend, Outputs
@@ -110,7 +109,7 @@ def split_images(
     Raises:
         InputError: no images, or none that can be read.
     """
-    records = list(choose_images(_with_data(source, request)))
+    records = list(choose_images(with_images(source, request)))
     if len(records) < 2:
         raise InputError(f"auto needs at least 2 calibration images, found {len(records)}; 500 are enough (--data)")
     folders = [(record.source, str(PurePosixPath(record.member).parent)) for record in records]
@@ -123,18 +122,6 @@ def split_images(
         return images, _open_budget(source, data, limit, labels, request.seed, say)
     others, failed = _load([record for at, record in enumerate(records) if at not in ranking], source.spec)
     return images, Budget(others, np.full(len(others), -1, np.int64), "the calibration set", _unread(failed))
-
-
-def _with_data(source: Source, request: Request) -> Request:
-    """``request``, where it names no images with those that the cache was made from without any."""
-    if request.data:
-        return request
-    row = source.row if source.row is not None and source.row.shipped is not None else None
-    if row is None and source.info.trained:
-        raise InputError("auto needs calibration images to rank the layers with: pass DATA=folder or tar (--data)")
-    folder = (row or find_model(SHIPPED)).shipped
-    assert folder is not None
-    return replace(request, data=(str(folder / "calibration.tar.gz"),))
 
 
 def _open_budget(

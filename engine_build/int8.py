@@ -120,32 +120,43 @@ def find_cache(
     return make_cache(source, request, default_cache, tool, say)
 
 
+def with_images(source: Source, request: Request) -> Request:
+    """``request``; where it names no images, with the calibration images shipped with the model, or, for random
+    weights, those of another model.
+
+    Raises:
+        InputError: trained weights and no images; says what to pass.
+    """
+    if request.data:
+        return request
+    row = source.row
+    if row is not None and row.shipped is not None:
+        return replace(request, data=(str(row.shipped / "calibration.tar.gz"),))
+    if source.info.trained:
+        raise InputError(
+            "int8 needs calibration images of the kind the model was trained on: pass DATA=folder or tar "
+            "(--data), or CACHE=file (--cache). 500 images are enough"
+        )
+    shipped = find_model(SHIPPED).shipped
+    assert shipped is not None
+    return replace(request, data=(str(shipped / "calibration.tar.gz"),))
+
+
 def make_cache(
     source: Source, request: Request, target: Path, tool: str, say: Callable[[str], None]
 ) -> tuple[CalibrationCache, list[str]]:
-    """Calibrate and write the cache. Without images of the user's own: the calibration images shipped with the model,
-    or, for random weights, those of another.
+    """Calibrate on the images of :func:`with_images` and write the cache.
 
     Raises:
         InputError: trained weights and no images; says what to pass.
     """
     notes: list[str] = []
-    if not request.data:
-        row = source.row
-        if row is not None and row.shipped is not None:
-            request = replace(request, data=(str(row.shipped / "calibration.tar.gz"),))
-        elif not source.info.trained:
-            shipped = find_model(SHIPPED).shipped
-            assert shipped is not None
-            request = replace(request, data=(str(shipped / "calibration.tar.gz"),), images=min(request.images, 64))
-            notes.append(
-                "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks"
-            )
-        else:
-            raise InputError(
-                "int8 needs calibration images of the kind the model was trained on: pass DATA=folder or tar "
-                "(--data), or CACHE=file (--cache). 500 images are enough"
-            )
+    if not request.data and not source.info.trained:
+        notes.append(
+            "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks"
+        )
+        request = replace(request, images=min(request.images, 64))
+    request = with_images(source, request)
     with progress("calibrate", request.images) as advance:
         result = calibrate(source.graph, source.spec, request, tool=tool, progress=lambda done: advance(1))
     for line in (*result.failures, *result.statistics.warnings):
