@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,7 @@ class Deviation:
         """Whether the top-1 differs."""
         return self.predicted != self.reference
 
-    def to_json(self, labels: list[str]) -> dict[str, Any]:
+    def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
         """The fields without the thumbnail, with class names; null for what is not finite."""
         return {
             "name": self.name,

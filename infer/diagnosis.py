@@ -165,9 +165,9 @@ def _what_to_check(spec: Preprocessing) -> str:
     if differences:
         return f"This bundle was built with {'; '.join(differences)}: build it with the published values"
     return (
-        f"The bundle's own is the published one (short side to {IMAGENET.resize}, centre crop {IMAGENET.crop}, RGB), so "
-        f"look at the images: squashed to {IMAGENET.resize}x{IMAGENET.resize} in place of a resized short side (that "
-        f"cost one deployment {_SQUASHED} points), scaled or cropped beforehand, BGR, or compressed again"
+        f"The bundle's own is the published one (short side to {IMAGENET.resize}, centre crop {IMAGENET.crop}, RGB), "
+        f"so look at the images: squashed to {IMAGENET.resize}x{IMAGENET.resize} in place of a resized short side "
+        f"(that cost one deployment {_SQUASHED} points), scaled or cropped beforehand, BGR, or compressed again"
     )
 
 

@@ -79,5 +79,7 @@ def validation_number(stem: str) -> int | None:
     if not stem.startswith(prefix) or not digits.isascii() or not digits.isdigit() or len(digits) != 8:
         return None
     if not 1 <= int(digits) <= VALIDATION_IMAGES:
-        raise InputError(f"{stem}: the validation set ends at {VALIDATION_IMAGES}; rename the file or give a ground-truth file")
+        raise InputError(
+            f"{stem}: the validation set ends at {VALIDATION_IMAGES}; rename the file or give a ground-truth file"
+        )
     return int(digits)

@@ -35,9 +35,7 @@ class RealLabels:
         self.images = self.hits = self.reference_hits = 0
         self._compared = False
 
-    def add(
-        self, records: Sequence[Record], predicted: NDArray[np.int32], reference: NDArray[np.int32] | None
-    ) -> None:
+    def add(self, records: Sequence[Record], predicted: NDArray[np.int32], reference: NDArray[np.int32] | None) -> None:
         """Count N images by their names; ``predicted`` and ``reference`` are the top-1 of the bundle and of FP32.
 
         Raises:
@@ -52,10 +50,10 @@ class RealLabels:
             self.reference_hits += expected in shown
 
     def to_json(self) -> dict[str, Any]:
-        """``real_images``, ``real_top1`` and ``real_reference_top1`` in percent; nothing where no image counts."""
+        """``real_images``, ``real_top1`` and ``reference_real_top1`` in percent; nothing where no image counts."""
         if not self.images:
             return {}
-        compared = {"real_reference_top1": _percent(self.reference_hits, self.images)} if self._compared else {}
+        compared = {"reference_real_top1": _percent(self.reference_hits, self.images)} if self._compared else {}
         return {"real_images": self.images, "real_top1": _percent(self.hits, self.images), **compared}
 
 

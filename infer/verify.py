@@ -140,7 +140,8 @@ def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable
 
     def write(row: ImageRow) -> None:
         names = ("" if index is None else labels[index] for index in (row.true, row.predicted, row.reference))
-        writer.writerow((*row, *names))
+        cells = (f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
+        writer.writerow((*cells, *names))
 
     return write
 

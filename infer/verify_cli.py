@@ -145,7 +145,7 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values, for people."""
 
     def beside(key: str, unit: str = " %") -> str:
-        fp32 = record.get(f"reference_{key}" if not key.startswith("real_") else key.replace("real_", "real_reference_"))
+        fp32 = record.get(f"reference_{key}")
         return f"{record[key]:.2f}{unit}" + ("" if fp32 is None else f" (FP32 {fp32:.2f}{unit})")
 
     rows = [(label, beside(key)) for label, key in (("top-1", "top1"), ("top-5", "top5")) if key in record]

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 _WIDTH, _HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 44
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], reference: Sequence[dict
     ]  # fmt: skip
     rings = [
         f'<circle class="ring" cx="{frame.x(b["confidence"])}" cy="{frame.y(b["accuracy"])}" r="4">'
-        f"<title>FP32: {b['images']} images, confidence {b['confidence']:.1%}, correct {b['accuracy']:.1%}</title></circle>"
+        f"<title>FP32: {b['images']} images, confidence {b['confidence']:.1%}, correct {b['accuracy']:.1%}</title>"
+        "</circle>"
         for b in reference or ()
         if b["images"]
     ]

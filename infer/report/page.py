@@ -66,8 +66,8 @@ def _header(result: Verification, title: str) -> str:
     return (
         f'<header><h1>{escape(title)}</h1><p class="sub">{record["images"]:,} images of {escape(record["data"])}, '
         f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{word}</strong> '
-        f'{escape(record["verdict"])}</p><p class="diagnosis"><strong>Diagnosis: {escape(diagnosis["kind"])}.</strong> '
-        f"{escape(diagnosis['text'])}</p></header>"
+        f'{escape(record["verdict"])}</p><p class="diagnosis"><strong>Diagnosis '
+        f"({escape(diagnosis['kind'])}):</strong> {escape(diagnosis['text'])}</p></header>"
     )
 
 
@@ -92,7 +92,9 @@ def _sections(result: Verification) -> list[str]:
         )
         parts.append(_section("Distance from FP32", f'<div class="charts">{charts}</div>'))
     if details.differing:
-        note = "<p>Other top-1 first, then by the divergence of the probabilities. The pictures are what the network saw.</p>"
+        note = (
+            "<p>Other top-1 first, then by divergence of the probabilities. The pictures are what the network saw.</p>"
+        )
         parts.append(_section("Images that differ most from FP32", note + picture_cards(details.differing, labels)))
     if details.classes:
         parts.append(_section("Classes", class_table(details.classes)))
@@ -125,7 +127,7 @@ def _tiles(record: dict[str, Any]) -> list[str]:
         tiles.append(_tile("Top-5", f"{record['top5']:.2f} %", fp32("reference_top5")))
     if "real_top1" in record:
         counted = f"{record['real_images']:,} images"
-        tiles.append(_tile("Top-1, real labels", f"{record['real_top1']:.2f} %", fp32("real_reference_top1"), counted))
+        tiles.append(_tile("Top-1, real labels", f"{record['real_top1']:.2f} %", fp32("reference_real_top1"), counted))
     if "agreement" in record:
         changes = f"{record['lost']} lost, {record['gained']} gained" if "lost" in record else ""
         tiles.append(

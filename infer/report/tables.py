@@ -62,7 +62,8 @@ def class_table(rows: Sequence[ClassRow]) -> str:
     return (
         '<p class="filter"><label>Filter by name <input type="search" id="filter" autocomplete="off"></label> '
         f'<span id="shown" aria-live="polite">{len(rows)} classes</span></p>'
-        f'<div class="wide tall"><table id="classes">{_head(_CLASS_COLUMNS)}<tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="wide tall"><table id="classes">{_head(_CLASS_COLUMNS)}'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
@@ -125,8 +126,13 @@ def _card(item: Deviation, labels: Sequence[str]) -> str:
         f"<dt>True</dt><dd>{'unknown' if true is None else escape(true)}</dd>"
         f"{_answer('Bundle', item.predicted, item.score, item.target, labels)}"
         f"{_answer('FP32', item.reference, item.reference_score, item.target, labels)}"
-        f'</dl><p class="name">{escape(item.name)}</p></div></li>'
+        f'</dl><p class="name" title="{escape(item.name)}">{escape(_short(item.name))}</p></div></li>'
     )
+
+
+def _short(name: str) -> str:
+    """The file with its folder."""
+    return "/".join(name.split("/")[-2:])
 
 
 def _answer(who: str, index: int, score: float, target: int, labels: Sequence[str]) -> str:
