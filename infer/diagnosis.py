@@ -66,9 +66,9 @@ def diagnose(
     model: ModelInfo,
     spec: Preprocessing,
     *,
+    precision: str,
     validation_set: bool,
     foreign_labels: int = 0,
-    fp32: bool = False,
 ) -> Diagnosis:
     """Say where the accuracy went.
 
@@ -76,13 +76,13 @@ def diagnose(
         figures: from :meth:`infer.accuracy.Tally.to_json`.
         model: of the bundle, with the published figures where there are any.
         spec: its pre-processing.
+        precision: of the bundle; without a reference, the top-1 of an fp32 bundle is FP32's.
         validation_set: the images are those of ILSVRC2012's validation set.
         foreign_labels: images whose class is not the one that ILSVRC2012 gives them.
-        fp32: the bundle itself is FP32, so that its own top-1 takes the place of a missing reference.
     """
     if "top1" not in figures:
         return Diagnosis("unknown", "no labels, so no accuracy to explain")
-    lost = _precision_loss(figures)
+    lost = _precision_loss(figures, precision)
     if model.top1 is None or not validation_set:
         why = (
             "no accuracy is published for these weights"
@@ -92,7 +92,7 @@ def diagnose(
         if lost is not None:
             return Diagnosis("precision", lost)
         return Diagnosis("unknown", f"{why}, so wrong pre-processing would not show here")
-    top1 = figures.get("reference_top1", figures["top1"] if fp32 else None)
+    top1 = figures.get("reference_top1", figures["top1"] if precision == "fp32" else None)
     images = figures["labelled"]
     if top1 is None:
         gap = model.top1 - figures["top1"]
@@ -109,7 +109,8 @@ def _against_published(
 ) -> Diagnosis:
     gap = published - top1
     compared = f"FP32 has {top1:.2f} % top-1, published are {published:.2f} %"
-    if foreign_labels:
+    foreign = 100 * foreign_labels / images  # more than so many points they cannot make
+    if foreign > TOLERANCE:
         return Diagnosis(
             "labels",
             f"{foreign_labels} of {images} images have another class than ILSVRC2012 gives them, so the published "
@@ -122,7 +123,7 @@ def _against_published(
             f"the pre-processing. Use {SUBSET:,} images or more"
         )
         return Diagnosis("precision" if lost else "subset", f"{lost}. {text}" if lost else text)
-    doubt = 2 * standard_error(top1, images, VALIDATION_IMAGES)
+    doubt = 2 * standard_error(top1, images, VALIDATION_IMAGES) + foreign
     if gap > TOLERANCE + doubt:
         text = (
             f"{compared}: {_points(gap)} are missing before any precision is lost, which smells of wrong "
@@ -140,7 +141,7 @@ def _against_published(
     return Diagnosis("ok", f"{compared}, so the pre-processing is right; the precision agrees with FP32")
 
 
-def _precision_loss(figures: dict[str, Any]) -> str | None:
+def _precision_loss(figures: dict[str, Any], precision: str) -> str | None:
     """One line when the bundle is worse than FP32 by more than tolerance and chance; None otherwise."""
     if "reference_top1" not in figures:
         return None
@@ -150,9 +151,14 @@ def _precision_loss(figures: dict[str, Any]) -> str | None:
     doubt = 2 * 100 * math.sqrt(changed) / figures["labelled"]
     if drop <= TOLERANCE or drop <= doubt:
         return None
+    what_to_do = (
+        "Look at --layers and at the calibration data, or build PRECISION=auto"
+        if precision in ("int8", "auto", "fp8")
+        else "See whether another --target loses it too"
+    )
     return (
         f"the loss is one of precision: {_points(drop)} of top-1 below FP32 on the same pixels ({figures['lost']} "
-        f"images lost, {figures['gained']} gained). Look at --layers, at the calibration data, or build PRECISION=auto"
+        f"images lost, {figures['gained']} gained). {what_to_do}"
     )
 
 

@@ -120,8 +120,8 @@ def verify_bundle(
         foreign = dataset.validation_differences(classes)
         figures["diagnosis"] = asdict(
             diagnose(
-                figures, runner.manifest.model, runner.preprocessing, validation_set=foreign is not None,
-                foreign_labels=foreign or 0, fp32=runner.manifest.precision == "fp32",
+                figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
+                validation_set=foreign is not None, foreign_labels=foreign or 0,
             )
         )  # fmt: skip
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"

@@ -63,10 +63,11 @@ def _header(result: Verification, title: str) -> str:
     kind, word = ("passed", "Passed") if record["passed"] else ("failed", "Failed")
     untrained = "" if result.manifest.model.trained else '<p class="failed verdict">Untrained: random weights</p>'
     diagnosis = record["diagnosis"]
+    mark = "diagnosis" if diagnosis["kind"] in ("ok", "unknown", "subset") else "suspected verdict"
     return (
         f'<header><h1>{escape(title)}</h1><p class="sub">{record["images"]:,} images of {escape(record["data"])}, '
         f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{word}</strong> '
-        f'{escape(record["verdict"])}</p><p class="diagnosis"><strong>Diagnosis '
+        f'{escape(record["verdict"])}</p><p class="{mark}"><strong>Diagnosis '
         f"({escape(diagnosis['kind'])}):</strong> {escape(diagnosis['text'])}</p></header>"
     )
 

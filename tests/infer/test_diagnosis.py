@@ -28,8 +28,8 @@ def figures(top1, reference=None, images=50_000, lost=None, gained=None):
     return {**result, "reference_top1": reference, "lost": lost, "gained": lost - drop if gained is None else gained}
 
 
-def kind(*args, model=OFFICIAL, spec=IMAGENET, validation_set=True, **options):
-    found = diagnose(*args, model, spec, validation_set=validation_set, **options)
+def kind(figures, *, model=OFFICIAL, spec=IMAGENET, precision="int8", validation_set=True, **options):
+    found = diagnose(figures, model, spec, precision=precision, validation_set=validation_set, **options)
     assert "\n" not in found.text
     return found
 
@@ -60,7 +60,8 @@ def test_precision():
     found = kind(figures(74.0, 77.2))
     assert found.kind == "precision"
     assert "so the pre-processing is right; the loss is one of precision: 3.20 points of top-1 below FP32" in found.text
-    assert "1700 images lost, 100 gained" in found.text
+    assert "1700 images lost, 100 gained). Look at --layers" in found.text
+    assert "See whether another --target" in kind(figures(74.0, 77.2), precision="fp16").text
 
 
 def test_both():
@@ -106,13 +107,16 @@ def test_other_labels_than_the_official_ones():
     found = kind(figures(30.0, 30.0), foreign_labels=41_000)
     assert found.kind == "labels"
     assert "41000 of 50000 images have another class than ILSVRC2012 gives them" in found.text
+    assert kind(figures(76.7, 76.7), foreign_labels=251).kind == "labels"
+    assert kind(figures(76.7, 76.7), foreign_labels=100).kind == "ok"  # 0.61 missing, 0.5 + 0.2 explained
+    assert kind(figures(76.7, 76.7), foreign_labels=50).kind == "pre-processing"
 
 
 def test_without_fp32_there_is_no_telling():
     found = kind(figures(75.0))
     assert found.kind == "unknown"
     assert "2.31 points from the published 77.31 %; without FP32 it cannot be said" in found.text
-    assert kind(figures(75.0), fp32=True).kind == "pre-processing"
+    assert kind(figures(75.0), precision="fp32").kind == "pre-processing"
 
 
 def test_nothing_to_compare_with():

@@ -63,6 +63,8 @@ def test_everything_is_there():
     assert len(page.all("svg")) == 4
     assert all(svg["aria-label"] for svg in page.all("svg"))
     assert "could not be read" not in text
+    marks = [attributes.get("class") for attributes in page.all("p")]
+    assert "suspected verdict" not in marks and "passed verdict" in marks
 
 
 def test_pictures_are_inside_and_decode():
@@ -146,9 +148,13 @@ def test_without_a_reference():
 
 
 def test_failed_and_untrained_are_said():
-    result = verification(passed=False, failures=[f"image {i}: damaged" for i in range(130)])
+    found = {"kind": "pre-processing", "text": "look at the images"}
+    result = verification(passed=False, diagnosis=found, failures=[f"image {i}: damaged" for i in range(130)])
     result.manifest.model.trained = False
-    text = Page(render(result)).text()
+    page = Page(render(result))
+    text = page.text()
+    assert {"failed verdict", "suspected verdict"} <= {attributes.get("class") for attributes in page.all("p")}
+    assert "Diagnosis (pre-processing): look at the images" in " ".join(text.split())
     assert "Failed" in text and "Passed" not in text
     assert "Untrained: random weights" in text
     assert "130 images could not be read" in text
