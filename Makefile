@@ -46,9 +46,10 @@ classify: $(READY)  ## name what is on IMAGES= (files, folders, tars): BUNDLE=, 
 	@test -n "$(IMAGES)" || { echo "error: pass IMAGES=path (an image, a folder, a tar file)" >&2; exit 2; }
 	$(RUN) -m infer classify "$(BUNDLE)" $(IMAGES) $(ARGS)
 
-verify: $(READY)  ## accuracy against labels and FP32 on DATA= (folder or tar)
+verify: $(READY)  ## accuracy against labels and FP32 on DATA= (folder or tar): REPORT=x.html CSV=x.csv REAL=real.json
 	@test -n "$(DATA)" || { echo "error: pass DATA=path (a folder or tar file with labelled images)" >&2; exit 2; }
-	$(RUN) -m infer verify "$(BUNDLE)" --data "$(DATA)" $(call flag,REFERENCE,--reference) $(ARGS)
+	$(RUN) -m infer verify "$(BUNDLE)" --data "$(DATA)" $(strip $(call flag,REFERENCE,--reference) \
+	  $(call flag,REPORT,--report) $(call flag,CSV,--csv) $(call flag,REAL,--real) $(ARGS))
 
 bench: $(READY)  ## throughput and latency of a bundle, model only
 	$(RUN) -m infer bench "$(BUNDLE)" $(ARGS)

@@ -22,6 +22,7 @@ setup(
     package_data={
         "engine_build.shipped": ["*/*.safetensors", "*/*.tar.gz", "*/*.txt", "*/*.md", "*/*.json"],
         "infer": ["data/*"],
+        "infer.report": ["page.css", "page.js"],
     },
     install_requires=["numpy>=1.26", "pillow>=11", "msgspec>=0.19", "typer>=0.15", "rich>=13"],
     extras_require={

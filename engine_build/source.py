@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from engine_build.zoo import Model, find_model
+from engine_build.zoo import PUBLISHED, Model, find_model
 from infer.bundle import ModelInfo
 from infer.preprocess import Preprocessing
 
@@ -144,7 +144,7 @@ def _export(
             seed=options.seed,
         )
     steps.say(f"weights: {weights.source}" + ("" if weights.trained else " - UNTRAINED"))
-    official = weights.trained and options.weights is None
+    official = weights.trained and options.weights is None and row.top1 is not None
     info = ModelInfo(
         name=row.name,
         num_classes=weights.model.fc.out_features,
@@ -154,6 +154,7 @@ def _export(
         width=options.width or row.width,
         top1=row.top1 if official else None,
         top5=row.top5 if official else None,
+        published=PUBLISHED if official else None,
     )
     with steps.step("export"):
         graph, reference = export_torch(weights.model, spec)

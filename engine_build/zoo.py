@@ -18,6 +18,7 @@ from infer.preprocess import IMAGENET, Preprocessing
 if TYPE_CHECKING:
     from engine_build.iresnet import IResNet
 
+PUBLISHED = "github.com/iduta/iresnet (top-1); an independent evaluation of the same files (top-5)"
 SHIPPED_DIR = Path(__file__).parent / "shipped"
 
 

@@ -8,7 +8,6 @@ images with the same top-1 as FP32, a far sharper measure than the loss of accur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ class Tally:
         labelled: those of them with a true class.
         top1, top5, reference_top1, reference_top5: hits.
         agreeing: images with the same top-1 as the reference.
+        lost, gained: images that only the reference, or only the bundle, gets right.
         not_finite: images with NaN or infinity among their logits; the differences leave them out.
     """
 
@@ -42,6 +42,8 @@ class Tally:
     reference_top1: int = 0
     reference_top5: int = 0
     agreeing: int = 0
+    lost: int = 0
+    gained: int = 0
     not_finite: int = 0
     max_difference: float = 0.0
     _absolute: float = 0.0
@@ -70,6 +72,9 @@ class Tally:
         self.reference_images += len(targets)
         self.reference_top1 += _hits(reference, targets, 1)
         self.reference_top5 += _hits(reference, targets, 5)
+        ours, theirs = outputs.classes[:, 0] == targets, reference.classes[:, 0] == targets
+        self.lost += int((theirs & ~ours).sum())
+        self.gained += int((ours & ~theirs).sum())
         self.agreeing += int((outputs.classes[:, 0] == reference.classes[:, 0]).sum())
         x, r = outputs.logits[finite].astype(np.float64), reference.logits[finite].astype(np.float64)
         difference = np.abs(x - r)
@@ -94,6 +99,7 @@ class Tally:
             if self.labelled:
                 result["reference_top1"] = _percent(self.reference_top1, self.labelled)
                 result["reference_top5"] = _percent(self.reference_top5, self.labelled)
+                result["lost"], result["gained"] = self.lost, self.gained
             result["agreement"] = _percent(self.agreeing, self.reference_images)
             result["disagreeing"] = self.reference_images - self.agreeing
             result["max_logit_difference"] = self.max_difference
@@ -141,25 +147,6 @@ def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verd
     return Verdict(
         figures["agreement"] >= needed, f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
     )
-
-
-def measure(
-    runner: Runner,
-    reference: Runner | None,
-    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]],
-) -> Tally:
-    """Run every batch through ``runner`` and, when given, ``reference``.
-
-    Args:
-        runner: the bundle that is measured.
-        reference: FP32; None for accuracy alone.
-        batches: ``(true classes int64 [N] or -1, images uint8 [N, crop, crop, 3])``.
-    """
-    tally = Tally()
-    for (targets, images), outputs in runner.stream_pairs((batch, batch[1]) for batch in batches):
-        expected = reference.infer(images) if reference is not None else None
-        tally.add(outputs, targets, expected)
-    return tally
 
 
 def record(

@@ -37,7 +37,11 @@ class FileEntry(_Record):
 
 
 class ModelInfo(_Record):
-    """Which network this is and where its weights came from."""
+    """Which network this is and where its weights came from.
+
+    ``top1`` and ``top5`` are the published ImageNet accuracy of these very weights in percent, and ``published`` says
+    by whom; all None where there is none.
+    """
 
     name: str
     num_classes: int
@@ -47,6 +51,7 @@ class ModelInfo(_Record):
     width: float = 1.0
     top1: float | None = None
     top5: float | None = None
+    published: str | None = None
 
 
 class Tensor(_Record):

@@ -76,6 +76,12 @@ class ClassNames:
         index = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
         return index if 0 <= index < len(self) else None
 
+    def imagenet_indices(self) -> list[int] | None:
+        """The model's index of each class of ImageNet-1k, in the usual order; None when it lacks one of them."""
+        found = [self.find(wnid, "wnid") for wnid in imagenet1k().wnids]
+        indices = [index for index in found if index is not None]
+        return indices if len(indices) == len(found) else None
+
     def examples(self) -> str:
         """What class names are expected to look like, for messages."""
         shown = [f"{label!r}" for label in self.labels[:2]]

@@ -30,7 +30,7 @@ from infer.class_names import SCHEMES, ClassNames
 from infer.decode_pool import Batch, load_batches
 from infer.errors import InputError
 from infer.ground_truth import first_five, read_ground_truth
-from infer.imagenet import imagenet1k, validation_number, validation_targets
+from infer.imagenet import VALIDATION_IMAGES, imagenet1k, validation_number, validation_targets
 from infer.preprocess import Preprocessing
 from infer.sources import TAR_SUFFIXES, Record, iter_records
 
@@ -65,6 +65,27 @@ class LabelledDataset:
         """At most ``count`` images, as many of each class as possible; see :func:`balanced_sample`."""
         chosen = balanced_sample([r.member for r in self.records], self.targets.tolist(), count, seed)
         return replace(self, records=tuple(self.records[i] for i in chosen), targets=self.targets[chosen])
+
+    def validation_differences(self, classes: ClassNames) -> int | None:
+        """How many classes are not those that ILSVRC2012 gives its validation set; None for other images.
+
+        They are of that set when all are called ``ILSVRC2012_val_<number>``, or when they are as many, with as many
+        of each class.
+        """
+        index = classes.imagenet_indices()
+        if index is None:
+            return None
+        try:
+            numbers = [validation_number(PurePosixPath(record.member).stem) for record in self.records]
+        except InputError:  # a number that the set does not have
+            return None
+        known = [number for number in numbers if number is not None]
+        if len(known) == len(numbers):
+            expected = np.array(index)[validation_targets()[np.array(known) - 1]]
+            return int((expected != self.targets).sum())
+        sizes = np.bincount(self.targets, minlength=len(classes))[index]
+        whole = len(self) == VALIDATION_IMAGES and (sizes == VALIDATION_IMAGES // len(index)).all()
+        return 0 if whole else None
 
     def batches(
         self, spec: Preprocessing, batch: int, *, workers: int | None = None, strict: bool = False

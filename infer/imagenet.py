@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from infer.errors import InputError
 
 _DATA = Path(__file__).parent / "data"
+VALIDATION_IMAGES = 50_000
 
 
 class ImageNetClasses(NamedTuple):
@@ -77,6 +78,8 @@ def validation_number(stem: str) -> int | None:
     digits = stem[len(prefix) :]
     if not stem.startswith(prefix) or not digits.isascii() or not digits.isdigit() or len(digits) != 8:
         return None
-    if not 1 <= int(digits) <= 50000:
-        raise InputError(f"{stem}: the validation set ends at 50000; rename the file or give a ground-truth file")
+    if not 1 <= int(digits) <= VALIDATION_IMAGES:
+        raise InputError(
+            f"{stem}: the validation set ends at {VALIDATION_IMAGES}; rename the file or give a ground-truth file"
+        )
     return int(digits)

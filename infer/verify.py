@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from infer.accuracy import DEFAULT_THRESHOLD, judge, measure, record
+from infer.accuracy import DEFAULT_THRESHOLD, judge, record
 from infer.backends import REFERENCE, availability
-from infer.bundle import ModelInfo, add_accuracy, read_manifest
+from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
+from infer.class_names import ClassNames
 from infer.datasets import LabelledDataset, open_dataset
+from infer.diagnosis import diagnose
 from infer.errors import InputError
+from infer.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
+from infer.files import replacing
 from infer.layers import TensorError, layer_errors
 from infer.progress import progress
+from infer.real_labels import read_real_labels
 from infer.runner import Runner, open_bundle
 
 
@@ -28,11 +31,17 @@ class Verification:
     Attributes:
         record: the figures, the verdict and their circumstances, as stored in the manifest.
         failures: images that could not be read, one line each.
+        details: classes, confusions, calibration, and the images that differ most from FP32.
+        labels: class names in the order of the model.
+        manifest: of the bundle.
         layers: errors of the quantised tensors, worst first; empty unless asked for.
     """
 
     record: dict[str, Any]
     failures: list[str]
+    details: Details
+    labels: list[str]
+    manifest: Manifest
     layers: list[TensorError] = field(default_factory=list)
 
 
@@ -44,6 +53,8 @@ def verify_bundle(
     reference_target: str | None = None,
     target: str | None = None,
     ground_truth: Path | None = None,
+    real: Path | None = None,
+    csv_file: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
     threshold: float = DEFAULT_THRESHOLD,
@@ -62,6 +73,8 @@ def verify_bundle(
             of every plan, else the fastest.
         target: what runs the bundle; None for the fastest.
         ground_truth: classes of a flat folder.
+        real: reassessed labels of the ILSVRC2012 validation set, see :mod:`infer.real_labels`.
+        csv_file: where to write a row for each image, see :class:`infer.evaluation.ImageRow`; whole or not at all.
         limit, seed: use a class-balanced sample.
         threshold: see :func:`infer.accuracy.judge`.
         strict: raise at the first image that cannot be read.
@@ -70,7 +83,7 @@ def verify_bundle(
         layer_images: compare every quantised tensor with FP32 on so many of the images; 0 leaves that out.
 
     Raises:
-        InputError: no images, no labels, or a reference with other weights or pre-processing.
+        InputError: no images, no labels, unusable real labels, or a reference with other weights or pre-processing.
         BundleError, TargetUnavailableError, UntrainedError: see :func:`infer.open_bundle`.
     """
     with ExitStack() as stack:
@@ -85,23 +98,52 @@ def verify_bundle(
         if fp32 is not None:
             stack.enter_context(fp32)
         failures = [f"{unread.name}: {unread.defect}" for unread in dataset.unreadable]
+        classes = ClassNames(runner.labels, runner.manifest.wnids)
+        evaluation = Evaluation(
+            runner.labels,
+            None if real is None else read_real_labels(real, dataset.records, classes),
+            None if csv_file is None else _csv_writer(stack, csv_file, runner.labels),
+        )
 
         with progress("verify", len(dataset)) as advance:
 
-            def batches() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+            def batches() -> Iterator[Labelled]:
                 for batch, targets in dataset.batches(runner.preprocessing, runner.backend.max_batch, strict=strict):
                     failures.extend(str(failure.error) for failure in batch.failures)
                     advance(len(batch.records) + len(batch.failures))
-                    yield targets, batch.images
+                    yield Labelled(batch.records, batch.images, targets)
 
-            figures = measure(runner, fp32, batches()).to_json()
+            evaluate(runner, fp32, batches(), evaluation)
+        figures = evaluation.figures()
         if figures["images"] == 0:
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
+        foreign = dataset.validation_differences(classes)
+        figures["diagnosis"] = asdict(
+            diagnose(
+                figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
+                validation_set=foreign is not None, foreign_labels=foreign or 0,
+            )
+        )  # fmt: skip
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
         found = record(runner, figures, judge(figures, threshold), ", ".join(Path(p).name for p in data), source)
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
-    return Verification(found, failures, layers)
+    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)
+
+
+def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable[[ImageRow], None]:
+    """Writes rows to ``path``, which gets its name when ``stack`` ends well."""
+    temporary = stack.enter_context(replacing(path))
+    file = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow((*ImageRow._fields, "true_label", "predicted_label", "reference_label"))
+
+    def write(row: ImageRow) -> None:
+        names = ("" if index is None else labels[index] for index in (row.true, row.predicted, row.reference))
+        cells = (f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
+        writer.writerow((*cells, *names))
+
+    return write
 
 
 def _layers(folder: Path, fp32: Runner | None, sample: LabelledDataset, runner: Runner) -> list[TensorError]:

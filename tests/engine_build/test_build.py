@@ -106,8 +106,9 @@ def test_published_accuracy_is_claimed_for_found_weights_only(monkeypatch, narro
     torch.save(zoo.create_model(row.name).state_dict(), path)
     found = build(options)[1].model
     assert (found.top1, found.top5, found.weights) == (77.31, 93.5, f"cache ({row.name}.pth)")
+    assert found.published.startswith("github.com/iduta/iresnet")
     given = build(replace(options, weights=path))[1].model
-    assert (given.top1, given.weights, given.trained) == (None, f"{row.name}.pth", True)
+    assert (given.top1, given.published, given.weights, given.trained) == (None, None, f"{row.name}.pth", True)
 
 
 def test_settings_and_labels_arrive(options, tmp_path):

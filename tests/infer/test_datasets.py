@@ -6,6 +6,7 @@ import importlib.util
 import io
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infer.class_names import ClassNames
-from infer.datasets import balanced_sample, imagenet_classes, open_dataset
+from infer.datasets import LabelledDataset, balanced_sample, imagenet_classes, open_dataset
 from infer.errors import ImageError, InputError
 from infer.imagenet import is_imagenet1k, validation_number, validation_targets
 from infer.preprocess import Preprocessing
+from infer.sources import Record
 
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 WNIDS = tuple(f"n{10000000 + i}" for i in range(10))
@@ -209,6 +211,30 @@ def test_flat_validation_set_for_other_models(tmp_path):
         open_dataset([root], NAMES[::-1])
     reversed_order = open_dataset([root], NAMES[::-1], IDS[::-1])
     assert classes_of(reversed_order) == {name: 999 - target for name, target in flat_classes().items()}
+
+
+def differences(names, targets, labels=NAMES, wnids=None):
+    records = tuple(Record(name, Path("/val"), name) for name in names)
+    return LabelledDataset(records, np.array(targets), "by hand").validation_differences(ClassNames(labels, wnids))
+
+
+def test_images_of_the_validation_set_are_recognised_by_name():
+    right = list(flat_classes().values())
+    folders = [f"{IDS[target]}/{name}" for name, target in flat_classes().items()]
+    assert differences(flat_classes(), right) == differences(folders, right) == 0
+    assert differences(folders, [right[0], *right[2:], 0]) == 3
+    assert differences(flat_classes(), [999 - t for t in right], NAMES[::-1], IDS[::-1]) == 0
+    assert differences([*flat_classes(), "x/cat.jpg"], [*right, 3]) is None
+    assert differences(["ILSVRC2012_val_00050001.JPEG"], [3]) is None
+    assert differences(flat_classes(), right, FASHION) is None
+
+
+def test_the_whole_validation_set_is_recognised_by_its_sizes():
+    names = [f"{i:05d}.jpg" for i in range(50_000)]
+    targets = np.arange(50_000) % 1000
+    assert differences(names, targets) == 0
+    assert differences(names[1:], targets[1:]) is None
+    assert differences(names, [0, *targets[:-1]]) is None
 
 
 # --- ground-truth files

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,7 +15,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from infer.bundle import read_manifest
 from infer.cli import app
 from infer.errors import BundleError
 
@@ -199,73 +197,6 @@ def test_as_a_process(tiny, album):
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 4
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-# --- verify ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pair(own, shipped):
-    fp16 = own(shipped("fp16"))
-    shutil.copytree(shipped("fp32"), fp16.parent / shipped("fp32").name)
-    return fp16
-
-
-def test_verify_passes(call, pair, labelled):
-    code, out, err = call("verify", pair, "--data", labelled, "--limit", 40)
-    assert (code, err) == (0, "")
-    assert "PASSED: top-1 " in out
-    assert "agreement with FP32" in out
-    assert "(FP32 " in out
-    assert len(read_manifest(pair).accuracy) == 1
-
-
-def test_verify_as_json(call, pair, labelled, tmp_path):
-    data = shutil.copytree(labelled, tmp_path / "data")
-    (data / "bag/broken.png").write_bytes(b"x")
-    code, out, err = call(
-        "verify", pair, "--data", data, "--json", "--reference", pair.parent / "iresnet50_fashion-fp32"
-    )
-    found = json.loads(out)
-    assert code == 0
-    assert (found["images"], found["passed"], len(found["failures"])) == (80, True, 1)
-    assert found["agreement"] > 98
-    assert "broken.png" in err
-    stored = read_manifest(pair).accuracy[0]
-    assert stored == {key: value for key, value in found.items() if key != "failures"}
-
-
-def test_verify_fails_with_code_3(call, own, shipped, labelled, tmp_path):
-    swapped = tmp_path / "data"
-    names = sorted(path.name for path in labelled.iterdir())
-    for name, other in zip(names, names[1:] + names[:1], strict=True):
-        shutil.copytree(labelled / name, swapped / other)  # every label is wrong
-    bundle = own(shipped("fp16"))
-    code, out, _ = call("verify", bundle, "--data", swapped, "--limit", 20)  # and there is nothing to compare with
-    assert code == 3
-    assert "FAILED: no FP32 reference" in out
-    assert read_manifest(bundle).accuracy[0]["passed"] is False
-
-
-def test_verify_threshold_decides(call, pair, labelled, monkeypatch):
-    from infer import verify
-
-    monkeypatch.setattr(verify, "measure", lambda *_: Figures())
-    assert call("verify", pair, "--data", labelled, "--threshold", "0.97")[0] == 0
-    code, out, _ = call("verify", pair, "--data", labelled, "--threshold", "0.98")
-    assert code == 3
-    assert "FAILED: top-1 78.00 % against 78.40 % needed (98.00% of FP32's 80.00 %)" in out
-
-
-class Figures:
-    """A measurement that loses two points."""
-
-    def to_json(self):
-        return {
-            "images": 100, "labelled": 100, "top1": 78.0, "top5": 99.0, "reference_top1": 80.0, "reference_top5": 99.0,
-            "agreement": 95.0, "disagreeing": 5, "max_logit_difference": 1.0, "mean_logit_difference": 0.1,
-            "cosine": 0.99, "sqnr_db": 20.0,
-        }  # fmt: skip
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto
+from PIL import Image
+from small_models import CLASSIFIER, SPEC, classifier_constants, graph, pictures
 
+from infer import open_bundle
 from infer.bundle import read_manifest, write_manifest
 from infer.errors import BundleError, ImageError, InputError, UntrainedError
+from infer.imagenet import imagenet1k, validation_targets
 from infer.verify import verify_bundle
 
 
@@ -65,13 +73,13 @@ def test_a_reference_engine_can_be_chosen(pair, labelled):
 def test_a_threshold_that_is_missed(pair, labelled, monkeypatch):
     from infer.runner import Runner
 
-    original = Runner.stream
+    original = Runner.stream_pairs
 
     def shifted(self, batches):
         for key, outputs in original(self, batches):
             yield key, outputs._replace(classes=(outputs.classes + 1) % 10)
 
-    monkeypatch.setattr(Runner, "stream", shifted)
+    monkeypatch.setattr(Runner, "stream_pairs", shifted)
     found = verify_bundle(pair, [str(labelled)], limit=40).record
     assert not found["passed"]
     assert found["agreement"] == 0
@@ -179,3 +187,85 @@ def test_no_data(pair, tmp_path):
 def test_the_manifest_stays_plain_json(pair, labelled):
     verify_bundle(pair, [str(labelled)], limit=20)
     json.loads((pair / "manifest.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+# --- ImageNet ---------------------------------------------------------------------------------------------------------
+
+NUMBERS = list(range(1, 61))
+
+
+@pytest.fixture(scope="module")
+def thousand(build_once, tmp_path_factory):
+    """A bundle of the 1,000 classes of ImageNet, fp32. Read-only."""
+    folder = tmp_path_factory.mktemp("thousand")
+    outputs = [("y", TensorProto.FLOAT, ["N", 1000])]
+    onnx.save(graph(CLASSIFIER, classifier_constants(classes=1000), outputs=outputs), folder / "net.onnx")
+    (folder / "names.txt").write_text("\n".join(imagenet1k().names) + "\n")
+    return build_once(
+        "thousand-fp32", model="thousand", onnx=folder / "net.onnx", precision="fp32", preprocessing=SPEC,
+        labels=folder / "names.txt",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    """60 images called like the first of the validation set, flat."""
+    folder = tmp_path_factory.mktemp("imagenet") / "val"
+    folder.mkdir()
+    for number, image in zip(NUMBERS, pictures(len(NUMBERS)), strict=True):
+        Image.fromarray(image).save(folder / f"ILSVRC2012_val_{number:08d}.png")
+    return folder
+
+
+def predicted(bundle, folder):
+    with open_bundle(bundle) as runner:
+        return np.array([p.top[0].index for p in runner.classify(sorted(folder.iterdir()))])
+
+
+def test_real_labels(own, thousand, validation, tmp_path):
+    found = predicted(thousand, validation)
+    lists = [[] for _ in range(50_000)]
+    for number in NUMBERS[:30]:  # right for every second of them; the other 30 have no label
+        lists[number - 1] = [int((found[number - 1] + number % 2) % 1000), int((found[number - 1] + 5) % 1000)]
+    (tmp_path / "real.json").write_text(json.dumps(lists))
+    record = verify_bundle(own(thousand), [str(validation)], real=tmp_path / "real.json").record
+    assert (record["real_images"], record["real_top1"], record["reference_real_top1"]) == (30, 50.0, 50.0)
+    assert record["images"] == 60
+    assert record["top1"] == pytest.approx(100 * np.mean(found == validation_targets()[:60]), abs=1e-3)
+
+
+def test_the_published_accuracy_is_compared(own, thousand, validation):
+    bundle = own(thousand)
+    assert verify_bundle(bundle, [str(validation)]).record["diagnosis"]["kind"] == "unknown"
+    change(bundle, model__top1=77.31, model__published="a paper")
+    found = verify_bundle(bundle, [str(validation)]).record["diagnosis"]
+    assert found["kind"] == "subset"
+    assert "published are 77.31 %; with 60 images the standard error is" in found["text"]
+
+
+def test_wrong_pre_processing_is_suspected(own, thousand, validation, monkeypatch):
+    from infer import diagnosis
+
+    monkeypatch.setattr(diagnosis, "SUBSET", 50)
+    bundle = own(thousand)
+    change(bundle, model__top1=77.31)
+    found = verify_bundle(bundle, [str(validation)]).record["diagnosis"]
+    assert found["kind"] == "pre-processing"
+    assert "built with resize 32 in place of 256; crop 32 in place of 224" in found["text"]
+    shuffled = validation.parent / "truth.txt"
+    names = sorted(path.name for path in validation.iterdir())
+    shuffled.write_text(
+        "".join(f"{name} {(t + 1) % 1000}\n" for name, t in zip(names, validation_targets(), strict=False))
+    )
+    found = verify_bundle(bundle, [str(validation)], ground_truth=shuffled).record["diagnosis"]
+    assert found["kind"] == "labels"
+    assert found["text"].startswith("60 of 60 images have another class")
+
+
+def test_the_csv_names_every_image(own, thousand, validation, tmp_path):
+    verify_bundle(own(thousand), [str(validation)], csv_file=tmp_path / "rows.csv")
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
+    assert [row["name"] for row in rows] == [str(path) for path in sorted(validation.iterdir())]
+    assert [int(row["predicted"]) for row in rows] == predicted(thousand, validation).tolist()
+    assert rows[0]["true_label"] == imagenet1k().names[65]
+    assert {row["agrees"] for row in rows} == {"True"}

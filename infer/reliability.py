@@ -1,0 +1,59 @@
+"""Whether the probabilities can be believed: reliability bins and the expected calibration error.
+
+Guo et al. 2017, On Calibration of Modern Neural Networks: the top-1 probabilities are sorted into bins of equal width,
+``(0, 1/M], (1/M, 2/M] ...``; a bin is reliable when the share of correct images in it equals their mean probability.
+The error is the mean gap between the two, weighted by the images in a bin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 15
+
+
+class Reliability:
+    """Counters over images, filled batch by batch.
+
+    Attributes:
+        images: int64 ``[bins]``, images in each bin.
+        correct: int64 ``[bins]``, those of them whose top-1 is right.
+        confidence: float64 ``[bins]``, sums of their top-1 probabilities.
+    """
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.images, self.correct = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+        self.confidence = np.zeros(bins)
+
+    def add(self, confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> None:
+        """Count N images by top-1 probability ``[N]`` and whether the top-1 is right ``[N]``; NaN is left out."""
+        usable = np.isfinite(confidence)
+        p, right = confidence[usable].astype(np.float64), correct[usable]
+        bins = len(self.images)
+        place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
+        self.images += np.bincount(place, minlength=bins)
+        self.correct += np.bincount(place[right], minlength=bins)
+        self.confidence += np.bincount(place, weights=p, minlength=bins)
+
+    @property
+    def error(self) -> float | None:
+        """Expected calibration error in percentage points; None for no images."""
+        total = int(self.images.sum())
+        return 100 * float(np.abs(self.correct - self.confidence).sum()) / total if total else None
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The bins: edges and mean confidence from 0 to 1, accuracy too; null where a bin is empty."""
+        bins = len(self.images)
+        return [
+            {
+                "from": round(i / bins, 6),
+                "to": round((i + 1) / bins, 6),
+                "images": count,
+                "confidence": float(self.confidence[i]) / count if count else None,
+                "accuracy": int(self.correct[i]) / count if count else None,
+            }
+            for i, count in enumerate(self.images.tolist())
+        ]
