@@ -128,7 +128,7 @@ def test_no_image_at_all_is_an_error_that_says_why(tmp_path):
     with pytest.raises(InputError, match="nothing given"):
         list(iter_records([]))
     write_tar(tmp_path / "t.tar", [("m.png", png())])
-    with pytest.raises(InputError, match=rf"but 1 tar files: name them, {tmp_path}/\*\.tar"):
+    with pytest.raises(InputError, match=rf"but 1 tar or Parquet files: name them, {tmp_path}/\*\.tar"):
         list(iter_records([tmp_path]))
     write_tar(tmp_path / "labels.tar", [("m.cls", b"1")])
     with pytest.raises(InputError, match="no image found"):
