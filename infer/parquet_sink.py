@@ -22,7 +22,7 @@ from infer.sinks import Kept, column_names, row_values, unwritable
 #: Rows of a row group of the output.
 GROUP_ROWS = 16384
 #: A part is written when it has so many rows, or when so many seconds passed: what a kill may cost.
-PART_ROWS, PART_SECONDS = 4096, 10.0
+PART_ROWS, PART_SECONDS = 4096, 5.0
 
 
 class ParquetSink:

@@ -33,12 +33,14 @@ class PartialOutput:
         rows: name of the file inside that is there until it becomes ``output``; None where several make it.
 
     Raises:
-        InputError: ``output`` is a folder.
+        InputError: ``output`` is a folder, or lies in what is none.
     """
 
     def __init__(self, output: Path, rows: str | None) -> None:
         if output.is_dir():
             raise InputError(f"{output}: a folder, expected a file to write")
+        if not output.parent.is_dir() and output.parent.exists():
+            raise InputError(f"{output}: cannot be written, {output.parent} is no folder")
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
         self._rows = rows
@@ -95,8 +97,8 @@ class PartialOutput:
                 self._compare(identity)
                 self._held = True
                 return True
-        self.discard()
         try:
+            self.discard()
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".tmp", dir=self.folder.parent))
             try:
