@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -94,7 +95,12 @@ def classify(
         named = _Named(None if output is None and not as_json else _MOST_NAMED)
 
         def run(sink: Sink) -> None:
-            with _counting(meter, inputs, lists, part), shown("classify", meter) as changed:
+            with (
+                warnings.catch_warnings(),
+                _counting(meter, inputs, lists, part),
+                shown("classify", meter) as changed,
+            ):
+                warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, without the image's name
                 run_job(
                     runner, records, sink, top=top, strict=strict,
                     meter=meter, tally=tally, failed=named, changed=changed,
