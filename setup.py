@@ -36,8 +36,8 @@ setup(
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
         "parquet": PARQUET,
         "test": [
-            *PARQUET, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
-            "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
+            "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
+            *PARQUET, "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
         ],
         "report": ["matplotlib>=3.9"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],

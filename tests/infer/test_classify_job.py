@@ -106,6 +106,15 @@ def test_a_batch_of_failures_only(job):
     assert state.backend.submitted == [[0, 1, 2, 4], [5, 6]]
 
 
+def test_reasons_are_one_printable_line(job):
+    def load():
+        raise ImageError("odd.png: first\n  second \x1b[31m")
+
+    state = job([0], records=lambda number: Record("odd.png", Path(), "odd.png", load))
+    state.start()
+    assert state.sink.batches == [["odd.png: first second \\x1b[31m"]]
+
+
 def test_strict_writes_what_came_before(job):
     state = job([0, 1, 2, 4, 5, 6, 7, 9, 10, 13, 14], strict=True)
     with pytest.raises(ImageError, match=r"^13\.png: "):

@@ -145,6 +145,17 @@ def test_a_damaged_row_is_an_error(tmp_path, suffix):
     sink.close(keep=True)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_are_out_at_once(tmp_path, suffix):
+    sink = opened(tmp_path, suffix)
+    sink.begin(JOB, STEP, resume=False)
+    path = tmp_path / f"rows.{suffix}.partial/rows.{suffix}"
+    before = path.read_bytes().count(b"\n")
+    sink.write(ROWS[:3])
+    assert path.read_bytes().count(b"\n") == before + 3
+    sink.close(keep=False)
+
+
 def test_json_lines_are_read_as_written(tmp_path):
     rows = [json.loads(line) for line in whole(tmp_path, "jsonl").splitlines()]
     assert rows == [p.to_json() for p in ROWS]
