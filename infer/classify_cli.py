@@ -71,8 +71,8 @@ def classify(
 ) -> None:
     """Name what is on images: the best classes with their probabilities.
 
-    Every image gives one row, in the order of the inputs; one that cannot be read gives a row with the reason, is named
-    on standard error, and makes the exit code 1 (2 where no image could be read).
+    Images that cannot be read are named on standard error, have a row with the reason under --json and --output, and
+    make the exit code 1 (2 where no image could be read).
     """
     from infer.classify_job import Shard, Tally, begin, identity, run_job
     from infer.job_progress import Meter, shown

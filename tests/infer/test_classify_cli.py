@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -191,6 +192,21 @@ def test_lists_and_standard_input(call, tiny, album, tmp_path):
         command, env=environment, input=f"{album}/a.png\n{album}/sub\n", capture_output=True, text=True, check=True
     )
     assert names(done.stdout) == ["a.png", "c.webp"]
+
+
+def test_parquet_inputs(call, tiny, album, tmp_path):
+    images = [(album / name).read_bytes() for name in ("a.png", "b.jpg", "broken.jpg")]
+    table = pyarrow.table({"key": ["a", "b", "c"], "left": images, "right": images[::-1]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    code, out, err = call("classify", tiny, tmp_path / "x.parquet", "--json")
+    assert (code, out) == (2, "") and "--column" in err and err.count("\n") == 1
+    code, out, _ = call("classify", tiny, tmp_path / "x.parquet", "--column", "right", "--json")
+    assert code == 1
+    rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
+    assert list(rows) == [f"{tmp_path}/x.parquet:{key}" for key in "abc"]
+    assert "error" in rows[f"{tmp_path}/x.parquet:a"]
+    _, out, _ = call("classify", tiny, album / "a.png", "--json")
+    assert rows[f"{tmp_path}/x.parquet:c"]["top"] == json.loads(out)["top"]
 
 
 def test_every_format_has_the_same_rows_in_order(call, tiny, album, tmp_path):
