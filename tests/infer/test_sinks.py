@@ -52,12 +52,13 @@ def whole(folder, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_torn_at_every_byte(tmp_path, suffix):
+def test_torn_anywhere(tmp_path, suffix):
     (tmp_path / "whole").mkdir()
     expected = whole(tmp_path / "whole", suffix)
     ends = [at + 1 for at, byte in enumerate(expected) if byte == 10]
     header = ends.pop(0) if suffix == "csv" else 0
-    for cut in range(header, len(expected) + 1):
+    around_ends = {cut for end in (header, *ends) for cut in (end - 1, end, end + 1)}
+    for cut in sorted({*range(header, len(expected), 29), *around_ends} & {*range(header, len(expected) + 1)}):
         sink = opened(tmp_path, suffix)
         sink.begin(JOB, STEP, resume=False)
         sink.close(keep=True)
