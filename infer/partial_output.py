@@ -1,6 +1,7 @@
 """The folder ``OUTPUT.partial``: what a long job has written so far, and which job that was.
 
-It appears whole, with its ``run.json``, and goes when OUTPUT is complete, so a process may be killed at any moment:
+Its ``run.json`` is written last and removed first, and it goes when OUTPUT is complete, so a process may be killed at
+any moment:
 
 * ``OUTPUT.partial`` with ``run.json`` and its rows: an interrupted job, to be resumed or overwritten;
 * OUTPUT without it, or with what is left of it: a finished job.
@@ -12,17 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from infer.errors import InputError
-from infer.files import current_umask, write_bytes
+from infer.files import write_bytes
 
 _RUN, _LOCK = "run.json", "lock"
+#: What else jobs have in the folder; nothing else is ever removed.
+_FILES = ("rows.*", "part-*.parquet", "joined", ".*.tmp")
 
 
 class PartialOutput:
@@ -90,37 +92,31 @@ class PartialOutput:
             InputError: another process writes there, it belongs to another job, or it cannot be written.
         """
         identity = json.loads(json.dumps(identity))
-        if self.exists:
-            self._take_lock(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
             if resume and self.exists:
                 self.resumed = True
                 self._compare(identity)
                 self._held = True
                 return True
-        try:
-            self.discard()
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".tmp", dir=self.folder.parent))
-            try:
-                temporary.chmod(0o777 & ~current_umask())
-                self._take_lock(temporary)
-                fill(temporary)
-                write_bytes(temporary / _RUN, json.dumps(identity, indent=1).encode() + b"\n")
-                temporary.rename(self.folder)
-                self._held = True
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            self._held = True
+            self._clear()
+            fill(self.folder)
+            write_bytes(self.folder / _RUN, json.dumps(identity, indent=1).encode() + b"\n")  # last: now it exists
         except OSError as error:
+            with suppress(OSError):
+                self.close(keep=False)
             raise InputError(f"{self.output}: cannot be written ({error.strerror})") from error
         return False
 
-    def _take_lock(self, folder: Path) -> None:
+    def _take_lock(self) -> None:
         self.release()
         if sys.platform == "win32":
             return
         import fcntl
 
-        self._lock = (folder / _LOCK).open("wb")
+        self._lock = (self.folder / _LOCK).open("wb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,10 +146,19 @@ class PartialOutput:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the folder. ``run.json`` goes first: what then stays, when that is cut short, is no job."""
-        (self.folder / _RUN).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder."""
+        self._clear()
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or holds what is not ours
+            self.folder.rmdir()
         self.release()
+
+    def _clear(self) -> None:
+        """Remove the files of a job. ``run.json`` goes first: what stays, when that is cut short, is no job."""
+        (self.folder / _RUN).unlink(missing_ok=True)
+        for pattern in _FILES:
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def close(self, *, keep: bool) -> None:
         """Stop: leave the folder for a resume, or remove it if it is this job's."""

@@ -49,6 +49,23 @@ def test_nothing_stays_of_a_job_without_rows(output):
     assert list(output.parent.iterdir()) == []
 
 
+def test_a_run_killed_before_it_began_is_none(output):
+    partial, _ = begun(output)
+    partial.close(keep=True)
+    (partial.folder / "run.json").rename(partial.folder / ".run.json.x.tmp")
+    assert not begun(output, resume=True)[1]
+    assert sorted(path.name for path in partial.folder.iterdir()) == ["lock", "rows.csv", "run.json"]
+
+
+def test_files_of_others_are_not_removed(output):
+    partial = PartialOutput(output, "rows.csv")
+    partial.folder.mkdir(parents=True)
+    (partial.folder / "thesis.txt").write_text("mine")
+    partial.begin(JOB, fill, resume=False)
+    partial.close(keep=False)
+    assert [path.name for path in partial.folder.iterdir()] == ["thesis.txt"]
+
+
 def test_nothing_stays_when_it_cannot_begin(output):
     partial = PartialOutput(output, "rows.csv")
 

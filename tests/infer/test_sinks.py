@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -12,6 +11,7 @@ import pytest
 
 from infer import parquet_sink
 from infer.errors import InputError, IResNetError
+from infer.partial_output import PartialOutput
 from infer.predictions import Prediction, Ranked
 from infer.sinks import Kept, StreamSink, open_sink, partial_output
 
@@ -189,10 +189,10 @@ def test_standard_output(capsys):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_killed_between_the_last_row_and_the_end(tmp_path, suffix, monkeypatch):
     """The output stands, what it was made in is half removed: a finished job."""
-    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
     sink = opened(tmp_path, suffix)
     sink.begin(JOB, STEP, resume=False)
     write(sink, ROWS)
+    monkeypatch.setattr(PartialOutput, "_clear", lambda self: (self.folder / "run.json").unlink())
     sink.finish()
     monkeypatch.undo()
     assert (tmp_path / f"rows.{suffix}.partial").is_dir()
