@@ -7,8 +7,7 @@ Classifies a list that names a few hundred pictures over and over, in processes 
 * once through, while the resident memory is read after every few thousand rows;
 * once killed (SIGKILL) at random moments and resumed; the output must be the same, byte for byte.
 
-Prints both and ends with 1 where memory rises by more than 10 % after the first tenth (the joining of Parquet parts
-takes some), or where rows differ.
+Prints both and ends with 1 where memory rises by more than 5 % after the first tenth, or where rows differ.
 """
 
 from __future__ import annotations
@@ -48,7 +47,8 @@ def main() -> None:
             print(f"  {rows:8} rows  {resident / 1e6:7.1f} MB")
         same = killed(arguments, listed, Path(folder, f"killed.{arguments.format}"), seconds, output)
     early = [resident for rows, resident in sizes if rows <= arguments.images / 10]
-    flat = max(resident for _, resident in sizes) <= 1.1 * max(early)
+    # Not the last one: the joining of Parquet parts takes some 25 MB, however many there are.
+    flat = max(resident for _, resident in sizes[:-1]) <= 1.05 * max(early)
     print(f"memory: {'flat' if flat else 'RISES'}; rows after {arguments.kills} kills: {'same' if same else 'DIFFER'}")
     sys.exit(not (flat and same))
 

@@ -186,17 +186,37 @@ def test_standard_output(capsys):
     assert capsys.readouterr().out == ' spaces \nwith "quotes", comma\n'
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_killed_between_the_last_row_and_the_end(tmp_path, suffix, monkeypatch):
-    """The output stands, what it was made in is half removed: a finished job."""
+def finished_but(tmp_path, monkeypatch, suffix, name, replacement):
+    """A finished job whose process was killed in the cleaning up: in the method ``name``."""
     sink = opened(tmp_path, suffix)
     sink.begin(JOB, STEP, resume=False)
     write(sink, ROWS)
-    monkeypatch.setattr(PartialOutput, "_clear", lambda self: (self.folder / "run.json").unlink())
-    sink.finish()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialOutput, name, replacement)
+        sink.finish()
+    sink.close(keep=True)
     assert (tmp_path / f"rows.{suffix}.partial").is_dir()
-    partial = partial_output(tmp_path / f"rows.{suffix}")
-    assert not partial.exists
-    assert partial.finished(resume=True, overwrite=False)
+    return (tmp_path / f"rows.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_killed_when_the_output_had_just_appeared(tmp_path, monkeypatch, suffix):
+    before = finished_but(tmp_path, monkeypatch, suffix, "discard", lambda self: None)
+    if not partial_output(tmp_path / f"rows.{suffix}").finished(resume=True, overwrite=False):
+        sink = opened(tmp_path, suffix)
+        rows = sink.begin(JOB, STEP, resume=True)
+        write(sink, ROWS[rows:])
+        sink.finish()
     assert [path.name for path in tmp_path.iterdir()] == [f"rows.{suffix}"]
+    assert (tmp_path / f"rows.{suffix}").read_bytes() == before
+
+
+def test_killed_when_the_parts_were_half_removed(tmp_path, monkeypatch):
+    def half(self):
+        (self.folder / "run.json").unlink()
+        next(self.folder.glob("part-*"), self.folder / "joined").unlink(missing_ok=True)
+
+    monkeypatch.setattr(parquet_sink, "PART_ROWS", STEP)
+    finished_but(tmp_path, monkeypatch, "parquet", "_clear", half)
+    assert partial_output(tmp_path / "rows.parquet").finished(resume=True, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
