@@ -42,7 +42,7 @@ calibrate: $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= IMAG
 models: $(READY)  ## the table of models
 	$(RUN) -m engine_build models $(ARGS)
 
-classify: $(READY)  ## name what is on IMAGES= (files, folders, tars): BUNDLE=, or MODEL= and PRECISION=
+classify: $(READY)  ## name what is on IMAGES= (files, folders, tar, Parquet): BUNDLE=, or MODEL= and PRECISION=
 	@test -n "$(IMAGES)" || { echo "error: pass IMAGES=path (an image, a folder, a tar file)" >&2; exit 2; }
 	$(RUN) -m infer classify "$(BUNDLE)" $(IMAGES) $(ARGS)
 

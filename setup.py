@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "engine_build/__init__.py")
 
 LINUX_X86 = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 OPENVINO = ["openvino>=2026.2"]
+PARQUET = ["pyarrow>=20"]
 
 setup(
     name="iresnet-trt",
@@ -34,9 +35,10 @@ setup(
         "openvino": OPENVINO,
         # pycuda is compiled against the CUDA toolkit of the machine.
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
+        "parquet": PARQUET,
         "test": [
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
-            "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
+            *PARQUET, "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
             "tritonclient[grpc]>=2.60" + LINUX_X86,
         ],
         "report": ["matplotlib>=3.9"],

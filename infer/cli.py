@@ -5,104 +5,31 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infer.bench_cli import bench
+from infer.classify_cli import classify
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
-from infer.errors import ImageError
 from infer.export_cli import export_deepstream, export_triton
 from infer.verify_cli import verify
 
 if TYPE_CHECKING:
     from infer.bundle import Manifest
-    from infer.predictions import Prediction
-    from infer.runner import Runner
 
 app = typer.Typer(
     name="iresnet-infer", help="Run, verify and inspect engine bundles.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+app.command(no_args_is_help=True)(classify)
 app.command(no_args_is_help=True)(verify)
 app.command(no_args_is_help=True)(bench)
 app.command("export-triton", no_args_is_help=True)(export_triton)
 app.command("export-deepstream", no_args_is_help=True)(export_deepstream)
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")]
-TargetOption = Annotated[
-    str | None,
-    typer.Option("--target", "-t", help="tensorrt, tensorrt_rtx, openvino or onnxruntime; None: the fastest."),
-]
-UntrainedOption = Annotated[bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")]
-
-
-@app.command(no_args_is_help=True)
-@guarded
-def classify(
-    bundle: BundleArgument,
-    images: Annotated[list[str], typer.Argument(help="Images, folders, tar files or glob patterns.")],
-    top: Annotated[int, typer.Option(min=1, max=5, help="Classes an image.")] = 5,
-    target: TargetOption = None,
-    strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
-    allow_untrained: UntrainedOption = False,
-    threads: ThreadsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    debug: DebugOption = False,
-) -> None:
-    """Name what is on images: the best classes with their probabilities.
-
-    Images that cannot be read are named on standard error, counted, and give exit code 1 at the end.
-    """
-    from infer.runner import open_bundle
-
-    with open_bundle(bundle, target=target, allow_untrained=allow_untrained, threads=threads) as runner:
-        runner.require_trained()
-        good, bad = 0, 0
-        for prediction in _predictions(runner, images, top, strict):
-            if prediction.error is None:
-                good += 1
-            else:
-                bad += 1
-                print(f"error: {prediction.error}", file=sys.stderr)
-            if as_json:
-                print(json.dumps(prediction.to_json(), ensure_ascii=False))
-            elif prediction.error is None:
-                print(_text(prediction))
-        if not as_json:
-            failed = f", {bad} could not be read" if bad else ""
-            print(f"{good} images classified by {bundle} on {runner.target}{failed}", file=sys.stderr)
-    if bad:
-        raise typer.Exit(ImageError.exit_code if not good else 1)
-
-
-def _predictions(runner: Runner, paths: list[str], top: int, strict: bool) -> Any:
-    """Predictions of all images under ``paths``, unreadable ones where they stand among their batch."""
-    from infer.decode_pool import load_batches
-    from infer.predictions import Prediction, rank
-    from infer.progress import progress
-    from infer.sources import iter_records
-
-    batches = load_batches(iter_records(paths), runner.preprocessing, runner.backend.max_batch, strict=strict)
-    failures: list[Prediction] = []
-
-    def good() -> Any:
-        for batch in batches:
-            failures.extend(Prediction(f.record.name, error=str(f.error)) for f in batch.failures)
-            yield batch, batch.images
-
-    with progress("classify", None) as advance:
-        for batch, outputs in runner.stream_pairs(good()):
-            advance(len(batch.records))
-            yield from rank([record.name for record in batch.records], outputs, runner.labels, top)
-    yield from failures
-
-
-def _text(prediction: Prediction) -> str:
-    lines = [f"  {100 * r.score:6.2f} %  {r.label}" for r in prediction.top]
-    return "\n".join([prediction.name, *lines])
 
 
 @app.command(no_args_is_help=True)

@@ -12,8 +12,9 @@ import warnings
 import pytest
 from PIL import Image
 
+from infer import tar_source
 from infer.errors import ImageError, InputError
-from infer.sources import iter_records, printable
+from infer.sources import count_records, iter_records, printable, read_list
 
 
 def png(value=0):
@@ -128,7 +129,7 @@ def test_no_image_at_all_is_an_error_that_says_why(tmp_path):
     with pytest.raises(InputError, match="nothing given"):
         list(iter_records([]))
     write_tar(tmp_path / "t.tar", [("m.png", png())])
-    with pytest.raises(InputError, match=rf"but 1 tar files: name them, {tmp_path}/\*\.tar"):
+    with pytest.raises(InputError, match=rf"but 1 tar or Parquet files: name them, {tmp_path}/\*\.tar"):
         list(iter_records([tmp_path]))
     write_tar(tmp_path / "labels.tar", [("m.cls", b"1")])
     with pytest.raises(InputError, match="no image found"):
@@ -279,3 +280,77 @@ def test_names_are_printable(tmp_path):
     assert shown == {f"{tmp_path}/Straße 東京.png", rf"{tmp_path}/\udcff\n\x1b[31m.png"}
     assert all(record.load() for record in iter_records([tmp_path]))
     assert printable("a\u202eb") == r"a\u202eb"
+
+
+def test_sets_of_names_in_braces(tmp_path):
+    for name in ("s-08.tar", "s-09.tar", "s-10.tar"):
+        write_tar(tmp_path / name, [(f"{name[:4]}.png", png())])
+    fill(tmp_path, "odd{1,2}.png", "a.png", "b.png", "9.png", "10.png")
+    assert members(f"{tmp_path}/s-{{08..10}}.tar") == ["s-08.png", "s-09.png", "s-10.png"]
+    assert members(f"{tmp_path}/{{9..10}}.png", f"{tmp_path}/{{b,a}}.png") == ["9.png", "10.png", "b.png", "a.png"]
+    assert members(f"{tmp_path}/{{s,t}}-{{09..10}}.tar") == ["s-09.png", "s-10.png", "t-09.tar", "t-10.tar"]
+    assert members(f"{tmp_path}/{{a,[b]}}.png") == ["a.png", "b.png"], "patterns in braces"
+    assert members(f"{tmp_path}/odd{{1,2}}.png") == ["odd{1,2}.png"], "a file that exists is no pattern"
+
+
+def test_lists(tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"a.png\r\n\n b c.png \n\xff.png")
+    assert list(read_list(str(listed))) == ["a.png", " b c.png ", os.fsdecode(b"\xff.png")]
+    for path in (tmp_path / "none", tmp_path, "nul\0"):
+        with pytest.raises(InputError, match=r"list of inputs .*: cannot be read"):
+            list(read_list(str(path)))
+
+
+def test_lists_are_read_as_they_come(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # of both ends, so that opening does not wait
+    os.write(writer, b"one.png\ntwo.png\n")
+    lines = read_list(str(tmp_path / "pipe"))
+    assert [next(lines), next(lines)] == ["one.png", "two.png"]
+    os.close(writer)
+
+
+def test_counting_opens_no_image(tmp_path):
+    fill(tmp_path, "f/a.png", "f/sub/b.jpg", "c.png")
+    (tmp_path / "empty").mkdir()
+    write_tar(tmp_path / "t.tar", [("m.png", png())])
+    inputs = [tmp_path / "f", f"{tmp_path}/*.png", tmp_path / "gone.png", tmp_path / "empty", f"{tmp_path}/*.gif", ""]
+    assert count_records(inputs) == len(list(iter_records(inputs))) == 7
+    assert count_records([*inputs, tmp_path / "t.tar"]) is None, "a tar file has no list of its members"
+    asked = iter([False, False, True])
+    assert count_records([tmp_path / "f"] * 2, lambda: next(asked)) is None
+
+
+def test_reading_a_compressed_tar_file_along_the_listing_is_one_pass(tmp_path, monkeypatch):
+    path = tmp_path / "t.tar.gz"
+    noise = random.Random(0)
+    content = [(f"{i}.png", noise.randbytes(3000)) for i in range(60)]
+    write_tar(path, content, "w:gz")
+    rewinds = []
+    monkeypatch.setattr(
+        gzip._GzipReader, "_rewind", lambda self, f=gzip._GzipReader._rewind: (rewinds.append(1), f(self))
+    )
+    read = []
+    ahead = []
+    for record in iter_records([path]):  # eight are listed ahead of the one that is read, as decoders do
+        ahead.append(record)
+        if len(ahead) == 8:
+            read += [r.load() for r in ahead]
+            ahead = []
+    read += [r.load() for r in ahead]
+    assert read == [data for _, data in content]
+    assert not rewinds
+    assert [r.load() for r in iter_records([path])] == read, "and in any other order too"
+
+
+def test_what_is_held_of_a_compressed_tar_file_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_source, "_PASSED_BYTES", 10_000)
+    path = tmp_path / "t.tar.gz"
+    content = [(f"{i}.png", bytes([i]) * 1000) for i in range(40)]
+    write_tar(path, content, "w:gz")
+    records = list(iter_records([path]))
+    reader = records[0].read.func.__self__
+    assert sum(len(data) for _, data in reader._passed) <= 10_000
+    assert [r.load() for r in records] == [data for _, data in content]
+    assert not reader._passed

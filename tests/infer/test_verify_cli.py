@@ -9,27 +9,11 @@ import shutil
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from infer.accuracy import Tally
 from infer.bundle import read_manifest
-from infer.cli import app
 from infer.errors import InputError
 from infer.verify_cli import check_output
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """Run a command: its exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.stdout, result.stderr
-
-    return run
 
 
 @pytest.fixture

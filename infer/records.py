@@ -1,0 +1,48 @@
+"""One image that is still to be read, whatever it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image to decode.
+
+    Attributes:
+        name: for people, printable: the path, ``archive.tar:member`` or ``table.parquet:key``.
+        source: what holds it: the folder that was named, the tar or Parquet file, or the folder of a single file.
+        member: its path below ``source``, parts joined by ``/``; of a Parquet row, its key.
+        read: gives the encoded bytes; None when ``defect`` is set.
+        sequential: reading in order is cheap, out of order may cost a new pass (a compressed tar
+            file, a Parquet file).
+        defect: why it cannot be read at all; None otherwise.
+    """
+
+    name: str
+    source: Path
+    member: str
+    read: Callable[[], bytes] | None = None
+    sequential: bool = False
+    defect: str | None = None
+
+    def load(self) -> bytes:
+        """The encoded bytes. Safe to call from several threads.
+
+        Raises:
+            ImageError: they cannot be read; the message starts with the name.
+        """
+        if self.read is None:
+            raise ImageError(f"{self.name}: {self.defect}")
+        return self.read()
+
+
+def printable(name: str) -> str:
+    """``name`` with control characters and undecodable bytes escaped, fit for a terminal, a log or JSON."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)
