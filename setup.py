@@ -1,15 +1,27 @@
 """Package metadata. A deployment that only infers needs none of the extras but its backend's."""
 
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "engine_build/__init__.py").read_text())[1]
 
 LINUX_X86 = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 OPENVINO = ["openvino>=2026.2"]
+
+# Decoding and resizing in one pass. Left out, with a warning, where a compiler or libjpeg-turbo's headers are missing.
+NATIVE = Extension(
+    "infer.native._jpeg",
+    [f"infer/native/{name}.c" for name in ("module", "jpeg", "exif", "resample")],
+    depends=[f"infer/native/{name}.h" for name in ("jpeg", "exif", "resample")],
+    libraries=["jpeg"],
+    # No fused multiply-add: the filter weights must be those of Pillow, bit for bit.
+    extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-std=c11"],
+    optional=True,
+)
 
 setup(
     name="iresnet-trt",
@@ -19,6 +31,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["engine_build*", "calibration*", "infer*"]),
+    ext_modules=[NATIVE],
     package_data={
         "engine_build.shipped": ["*/*.safetensors", "*/*.tar.gz", "*/*.txt", "*/*.md", "*/*.json"],
         "infer": ["data/*"],
@@ -31,6 +44,8 @@ setup(
             *OPENVINO, "tensorrt-rtx-cu13>=1.5" + LINUX_X86,
         ],
         "openvino": OPENVINO,
+        # JPEG decoding on the host where infer.native was not compiled.
+        "fast": ["simplejpeg>=1.8"],
         # pycuda is compiled against the CUDA toolkit of the machine.
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
         "test": [
