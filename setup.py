@@ -15,7 +15,7 @@ OPENVINO = ["openvino>=2026.2"]
 # Decoding and resizing in one pass. Left out, with a warning, where a compiler or libjpeg-turbo's headers are missing.
 NATIVE = Extension(
     "infer.native._jpeg",
-    [f"infer/native/{name}.c" for name in ("module", "jpeg", "exif", "resample")],
+    [f"infer/native/{name}.c" for name in ("module", "jpeg", "exif", "resample", "resample_avx2")],
     depends=[f"infer/native/{name}.h" for name in ("jpeg", "exif", "resample")],
     libraries=["jpeg"],
     # No fused multiply-add: the filter weights must be those of Pillow, bit for bit.

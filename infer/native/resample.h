@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* Bytes behind a row that a kernel may read, and behind the result of across() that it may write. */
+/* Bytes behind a row that a kernel may read, and behind a result that it may write. */
 #define ROW_PADDING 32
 
 enum { BILINEAR = 1, BICUBIC = 2 }; /* half the width of the kernel in output pixels */
@@ -42,6 +42,10 @@ typedef struct {
 } Kernel;
 
 extern const Kernel portable_kernel;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAVE_AVX2 1
+extern const Kernel avx2_kernel;
+#endif
 /* The fastest that this CPU has. */
 const Kernel *best_kernel(void);
 
