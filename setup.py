@@ -45,12 +45,13 @@ setup(
         ],
         "openvino": OPENVINO,
         # JPEG decoding on the host where infer.native was not compiled.
-        "fast": ["simplejpeg>=1.8"],
+        "fast": ["simplejpeg>=1.8", "cykooz-resizer>=4"],
         # pycuda is compiled against the CUDA toolkit of the machine.
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
         "test": [
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
             "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
+            "simplejpeg>=1.8", "cykooz-resizer>=4",
         ],
         "report": ["matplotlib>=3.9"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],

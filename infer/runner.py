@@ -13,9 +13,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,7 +31,26 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from infer.decode_pool import Batch, Failure
+    from infer.sources import Record
+
 T = TypeVar("T")
+
+
+class Answers(NamedTuple):
+    """What :meth:`Runner.run` found out about consecutive records.
+
+    Attributes:
+        records: the n that were decoded, in order.
+        indices: int64 ``[n]``, their places among all records, from 0.
+        failures: those that could not be decoded, in order.
+        outputs: n rows, of ``records``; n may be 0.
+    """
+
+    records: list[Record]
+    indices: NDArray[np.int64]
+    failures: list[Failure]
+    outputs: Outputs
 
 
 class Runner:
@@ -92,11 +112,7 @@ class Runner:
         results = [part.result() for part in parts]
         if len(results) == 1:
             return results[0]
-        classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]
-        empty = Outputs(
-            np.empty((0, classes), np.float32), np.empty((0, k), np.float32), np.empty((0, k), np.int32)
-        )  # fmt: skip
-        return Outputs(*(np.concatenate(arrays) for arrays in zip(empty, *results, strict=True)))
+        return Outputs(*(np.concatenate(arrays) for arrays in zip(self._no_outputs(), *results, strict=True)))
 
     def stream(self, batches: Iterable[tuple[T, NDArray[np.uint8]]]) -> Iterator[tuple[T, Outputs]]:
         """Run a stream of ``(key, images)`` with a bounded look-ahead; results come in the order of the input.
@@ -114,7 +130,9 @@ class Runner:
         for done, future in pending:
             yield done, future.result()
 
-    def classify(self, images: Any, *, top: int | None = None, strict: bool = False) -> list[Prediction]:
+    def classify(
+        self, images: Any, *, top: int | None = None, strict: bool = False, fast: bool = False
+    ) -> list[Prediction]:
         """Classify images of any kind.
 
         Args:
@@ -122,13 +140,13 @@ class Runner:
                 of its own size. A list may mix them.
             top: classes an image, at most the ``k`` of the graph; None for all ``k``.
             strict: raise at the first image that cannot be read; otherwise its prediction carries ``error``.
+            fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
 
         Raises:
             UntrainedError: see :meth:`require_trained`.
             ImageError: an image cannot be read and ``strict`` is set.
             InputError: not an image at all.
         """
-        from infer.decode_pool import Batch, load_batches
         from infer.sources import Record
 
         self.require_trained()
@@ -136,17 +154,64 @@ class Runner:
         # A record's bytes may be anything that decode_image takes.
         records = [Record(_name(item, n), Path(), "", partial(_itself, item)) for n, item in enumerate(items)]
         results: dict[int, Prediction] = {}
-
-        def decoded() -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
-            for batch in load_batches(records, self.preprocessing, self.backend.max_batch, strict=strict):
-                for failure in batch.failures:
-                    results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
-                yield batch, batch.images
-
-        for batch, outputs in self.stream(decoded()):
-            predictions = rank([record.name for record in batch.records], outputs, self.labels, top)
-            results.update(zip(batch.indices.tolist(), predictions, strict=True))
+        for answers in self.run(records, strict=strict, fast=fast):
+            for failure in answers.failures:
+                results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
+            predictions = rank([record.name for record in answers.records], answers.outputs, self.labels, top)
+            results.update(zip(answers.indices.tolist(), predictions, strict=True))
         return [results[number] for number in sorted(results)]
+
+    def run(
+        self, records: Iterable[Record], *, workers: int | None = None, strict: bool = False, fast: bool = False
+    ) -> Iterator[Answers]:
+        """Decode, pre-process and run a stream of records, each stage ahead of the next, with bounded memory.
+
+        Pixels are decoded straight into the memory that the device reads from, where the backend has such.
+
+        Args:
+            records: see :func:`infer.sources.iter_records`; may be endless.
+            workers: decoding threads; None takes one for each usable CPU.
+            strict: raise at the first record that cannot be decoded.
+            fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
+
+        Yields:
+            :class:`Answers` for every ``backend.max_batch`` records, in order.
+
+        Raises:
+            ImageError: under ``strict``.
+            InputError: ``workers`` below 1.
+        """
+        from infer.decode_pool import load_batches
+
+        backend = self.backend
+        batches = load_batches(
+            records, self.preprocessing, backend.max_batch,
+            workers=workers, strict=strict, fast=fast, acquire=backend.try_acquire,
+        )  # fmt: skip
+        pending: deque[tuple[Batch, Future[Outputs] | None]] = deque()
+        with closing(batches):
+            for batch in batches:
+                while len(pending) > backend.in_flight:
+                    yield self._answers(*pending.popleft())
+                rows, buffer = len(batch.images), batch.buffer
+                if rows == 0:
+                    future = None
+                    if buffer is not None:
+                        buffer.release()
+                else:
+                    future = backend.submit(batch.images) if buffer is None else buffer.submit(rows)
+                pending.append((batch, future))
+                del batch
+            while pending:
+                yield self._answers(*pending.popleft())
+
+    def _answers(self, batch: Batch, future: Future[Outputs] | None) -> Answers:
+        outputs = self._no_outputs() if future is None else future.result()
+        return Answers(batch.records, batch.indices, batch.failures, outputs)
+
+    def _no_outputs(self) -> Outputs:
+        classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]
+        return Outputs(np.empty((0, classes), np.float32), np.empty((0, k), np.float32), np.empty((0, k), np.int32))
 
     def close(self) -> None:
         """Release the backend; harmless when called twice."""

@@ -121,18 +121,17 @@ read_turn(const struct jpeg_decompress_struct *jpeg, Turn *turn) {
 
 /* From the sizes to weights, and to the part of the image that they need. */
 static void
-plan(Decoder *decoder, int full_width, int full_height) {
+plan(Decoder *decoder) {
     const Options *options = decoder->options;
     int swap = decoder->turn.swap;
-    int scaled_width = (int)decoder->jpeg.output_width, scaled_height = (int)decoder->jpeg.output_height;
-    int shorter = full_width < full_height ? full_width : full_height;
-    int longer = full_width < full_height ? full_height : full_width;
+    int width = (int)decoder->jpeg.output_width, height = (int)decoder->jpeg.output_height;
+    int shorter = width < height ? width : height, longer = width < height ? height : width;
     /* torchvision: int(resize * long / short); the product is exact in a double */
     int resized = (int)((double)options->resize * longer / shorter);
-    int resized_width = full_width <= full_height ? options->resize : resized;
-    int resized_height = full_width <= full_height ? resized : options->resize;
-    Axis x = axis_plan(scaled_width, resized_width, options->crop);
-    Axis y = axis_plan(scaled_height, resized_height, options->crop);
+    int resized_width = width <= height ? options->resize : resized;
+    int resized_height = width <= height ? resized : options->resize;
+    Axis x = axis_plan(width, resized_width, options->crop);
+    Axis y = axis_plan(height, resized_height, options->crop);
 
     if (weights_init(&decoder->across, &x, options->filter, decoder->turn.mirror_x) ||
         weights_init(&decoder->down, &y, options->filter, decoder->turn.mirror_y) ||
@@ -142,8 +141,8 @@ plan(Decoder *decoder, int full_width, int full_height) {
     decoder->pad_across = x.pad;
     decoder->pad_down = y.pad;
     /* Pillow 13: height first where that loses much more pixels; height and width of the upright image. */
-    int saved_x = swap ? scaled_height - resized_height : scaled_width - resized_width;
-    int saved_y = swap ? scaled_width - resized_width : scaled_height - resized_height;
+    int saved_x = swap ? height - resized_height : width - resized_width;
+    int saved_y = swap ? width - resized_width : height - resized_height;
     int height_first = options->tall_first && saved_y > 0 && saved_y > 2 * saved_x;
     decoder->down_first = height_first != swap;
 
@@ -279,7 +278,7 @@ decode(Decoder *decoder, const uint8_t *data, size_t size, uint8_t *out) {
     if (!is_complete(jpeg)) {
         refuse(decoder, "refinements are missing");
     }
-    plan(decoder, (int)jpeg->image_width, (int)jpeg->image_height);
+    plan(decoder);
     int origin = crop_columns(decoder);
     allocate(decoder);
     if (decoder->down.length < decoder->options->crop || decoder->across.length < decoder->options->crop) {
