@@ -43,7 +43,10 @@ from infer.preprocess import FILTERS, TALL_FIRST, Preprocessing, check_output, p
 ENVIRONMENT_VARIABLE = "IRESNET_DECODER"
 #: Fast mode keeps the short side of the decoded image at least so many times ``resize``.
 FAST_MARGIN = 2
+#: Encoders write about ten scans; each costs a pass over the whole image for a few bytes of file.
+MAX_SCANS = 500
 _MAGIC = b"\xff\xd8\xff"
+_SCAN = b"\xff\xda"  # never among coded pixels
 _per_thread = threading.local()
 
 #: data, pre-processing, output, name for errors, least short side: whether it took the file.
@@ -80,8 +83,7 @@ def load_input(
 ) -> None:
     """Decode ``source``, resize and crop it as ``spec`` says, and write the result to ``out``.
 
-    As ``preprocess(decode_image(source, name), spec, out)``, within one grey level, and the same bytes where the
-    installed decoder says so.
+    Within one grey level of torchvision's pipeline on Pillow's pixels; JPEG files that ``native`` takes, equal to it.
 
     Args:
         source: see :func:`infer.images.decode_image`.
@@ -99,9 +101,11 @@ def load_input(
     shortest = FAST_MARGIN * spec.resize if fast else 0
     data = _jpeg_bytes(source, name)
     if data is not None:
+        name = name or (str(source) if isinstance(source, str | os.PathLike) else f"{len(data)} bytes")
         decoder = _DECODERS[decoder_name()]
-        if decoder is not None and decoder(data, spec, out, name or f"{len(data)} bytes", shortest):
+        if decoder is not None and decoder(data, spec, out, name, shortest):
             return
+        _check_scans(data, name)
     image = decode_image(source if data is None else data, name, shortest=shortest)
     preprocess(image, spec, out)
 
@@ -121,16 +125,19 @@ def _jpeg_bytes(source: Decodable, name: str | None) -> bytes | None:
     return source if isinstance(source, bytes) and source.startswith(_MAGIC) else None
 
 
+def _check_scans(data: bytes, name: str) -> None:
+    if (scans := data.count(_SCAN)) > MAX_SCANS:
+        raise ImageError(f"{name}: {scans} scans in a JPEG file, the limit is {MAX_SCANS}; save it again")
+
+
 def _with_kernel(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int) -> bool:
     kernel: Any = load_kernel()
     target = out if out.flags.c_contiguous else np.empty(out.shape, np.uint8)
     reach = FILTERS[spec.interpolation][1]
-    reason = kernel.load(data, target, spec.resize, spec.crop, reach, TALL_FIRST, MAX_PIXELS, shortest=shortest)
-    if reason == kernel.TOO_MANY_SCANS:
-        raise ImageError(f"{name}: {reason} in a JPEG file; save it again as an ordinary one")
-    if reason is None and target is not out:
+    refused = kernel.load(data, target, spec.resize, spec.crop, reach, TALL_FIRST, MAX_PIXELS, shortest=shortest)
+    if refused is None and target is not out:
         out[...] = target
-    return reason is None
+    return refused is None
 
 
 @functools.cache
@@ -148,6 +155,7 @@ def _with_simplejpeg(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], n
     assert modules is not None
     image = open_image(io.BytesIO(data), name)
     check_size(image.size, name, MAX_PIXELS)
+    _check_scans(data, name)
     if image.mode not in ("RGB", "L"):
         return False
     scale = scale_of(image.size, shortest)

@@ -16,9 +16,7 @@
 #endif
 
 /* Encoders write about ten. Every further one costs a pass over all blocks for a few bytes of file. */
-#define MAX_SCANS 100
-
-const char TOO_MANY_SCANS[] = "more than 100 scans";
+#define MAX_SCANS 500
 
 typedef struct {
     struct jpeg_decompress_struct jpeg;
@@ -64,7 +62,7 @@ on_message(j_common_ptr jpeg, int level) {
 static void
 on_progress(j_common_ptr jpeg) {
     if (jpeg->is_decompressor && ((j_decompress_ptr)jpeg)->input_scan_number > MAX_SCANS) {
-        refuse(jpeg->client_data, TOO_MANY_SCANS);
+        refuse(jpeg->client_data, "too many scans");
     }
 }
 
@@ -291,8 +289,12 @@ decode(Decoder *decoder, const uint8_t *data, size_t size, uint8_t *out) {
     /* A file that does not end as it should may be cut off below: the rest is then read, for its warnings. */
     if (data[size - 2] != 0xFF || data[size - 1] != JPEG_EOI) {
         JDIMENSION rest = jpeg->output_height - jpeg->output_scanline;
-        if (rest && jpeg_skip_scanlines(jpeg, rest) != rest) {
-            refuse(decoder, "damaged or truncated");
+        JSAMPROW target = decoder->source;
+        if (rest > 1) { /* asked to skip the last row too, libjpeg-turbo reads nothing at all */
+            jpeg_skip_scanlines(jpeg, rest - 1);
+        }
+        if (rest > 0) {
+            jpeg_read_scanlines(jpeg, &target, 1);
         }
         jpeg_finish_decompress(jpeg);
     }

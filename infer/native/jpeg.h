@@ -22,7 +22,4 @@ typedef struct {
    a kind that is not decoded here. `out` then holds anything. */
 const char *jpeg_to_input(const uint8_t *data, size_t size, const Options *options, uint8_t *out);
 
-/* The reason of a file that no decoder should be bothered with. */
-extern const char TOO_MANY_SCANS[];
-
 #endif

@@ -63,9 +63,5 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", "JPEG files 
 
 PyMODINIT_FUNC
 PyInit__jpeg(void) {
-    PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddStringConstant(made, "TOO_MANY_SCANS", TOO_MANY_SCANS) < 0) {
-        Py_CLEAR(made);
-    }
-    return made;
+    return PyModule_Create(&module);
 }
