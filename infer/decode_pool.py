@@ -175,8 +175,17 @@ def _load(record: Record, data: bytes | None, load: Callable[..., None], out: ND
     try:
         load(record.load() if data is None else data, out=out, name=record.name)
     except ImageError as error:
-        return error
+        return _without_frames(error)
     return None
+
+
+def _without_frames(error: ImageError) -> ImageError:
+    """A kept traceback keeps ``out`` alive, which may be memory that the consumer wants to free."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _collect(batch: _Pending, strict: bool) -> Batch:
