@@ -38,10 +38,11 @@ read_directory(ExifSearch *search, const uint8_t *tiff, size_t size) {
         if (search->orientation || number(entry + 2, 2, big) != SHORT || number(entry + 4, 4, big) != 1) {
             return -1;
         }
-        search->orientation = (int)number(entry + 8, 2, big);
-        if (search->orientation < 1 || search->orientation > 8) {
+        int value = (int)number(entry + 8, 2, big);
+        if (value < 1 || value > 8) {
             return -1;
         }
+        search->orientation = value;
     }
     return 0;
 }
@@ -65,6 +66,9 @@ exif_turn(const ExifSearch *search, Turn *turn) {
     static const Turn turns[] = {
         {0, 0, 0}, {0, 0, 0}, {1, 0, 0}, {1, 1, 0}, {0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {1, 1, 1}, {1, 0, 1},
     };
+    if (search->odd || (search->xmp && !search->orientation)) {
+        return -1;
+    }
     *turn = turns[search->orientation];
-    return search->odd || (search->xmp && !search->orientation) ? -1 : 0;
+    return 0;
 }
