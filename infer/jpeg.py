@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ ENVIRONMENT_VARIABLE = "IRESNET_DECODER"
 FAST_MARGIN = 2
 #: Encoders write about ten scans; each costs a pass over the whole image for a few bytes of file.
 MAX_SCANS = 500
+#: Decoded pixels that each thread keeps memory for, bytes: 16 megapixels.
+KEPT_BYTES = 64 << 20
+# Up to here the copies that cykooz_resizer makes of bytes cost less than its access to Pillow's images.
+_COPIED_BYTES = 4 << 20
 _MAGIC = b"\xff\xd8\xff"
 _SCAN = b"\xff\xda"  # never among coded pixels
 _per_thread = threading.local()
@@ -153,47 +157,92 @@ def _simplejpeg() -> tuple[ModuleType, ModuleType] | None:
 def _with_simplejpeg(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int) -> bool:
     modules = _simplejpeg()
     assert modules is not None
-    image = open_image(io.BytesIO(data), name)
-    check_size(image.size, name, MAX_PIXELS)
-    _check_scans(data, name)
-    if image.mode not in ("RGB", "L"):
+    header = _read_header(data)
+    if header is None:
         return False
-    scale = scale_of(image.size, shortest)
-    width, height = (-(-side // scale) for side in image.size)
+    check_size(header.size, name, MAX_PIXELS)
+    if header.progressive:
+        _check_scans(data, name)
+    turn = upright_turn(open_image(io.BytesIO(data), name)) if header.metadata else None
+    scale = scale_of(header.size, shortest)
+    width, height = (-(-side // scale) for side in header.size)
     try:
-        pixels = modules[0].decode_jpeg(data, "RGBX", min_height=height, min_width=width)
+        pixels = modules[0].decode_jpeg(
+            data, "RGBX", min_height=height, min_width=width, buffer=_buffer(width * height * 4)
+        )
     except ValueError:  # any damage, and kinds that it does not know
         return False
     if pixels.shape[:2] != (height, width):
         return False
-    if (turn := upright_turn(image)) is not None:
-        image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1).transpose(turn)
+    # RGBA, because cykooz_resizer takes no RGBX; alpha is not used
+    image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
+    if turn is not None:
+        image = image.transpose(turn)
         pixels = np.asarray(image)
     if spec.interpolation == "bilinear":
-        _resize(modules[1], pixels, spec, out)
+        _resize(modules[1], image, pixels, spec, out)
     else:  # bicubic depends on the order of the passes, which is Pillow's own
-        height, width = pixels.shape[:2]
-        preprocess(Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1), spec, out)
+        preprocess(image.convert("RGB"), spec, out)
     return True
 
 
-def _resize(library: Any, pixels: NDArray[np.uint8], spec: Preprocessing, out: NDArray[np.uint8]) -> None:
-    """As :func:`infer.preprocess.preprocess`, bilinear only, from RGBX pixels ``[H, W, 4]``."""
+class _Header(NamedTuple):
+    """Width and height; whether there may be many scans; whether there may be an orientation."""
+
+    size: tuple[int, int]
+    progressive: bool
+    metadata: bool
+
+
+def _read_header(data: bytes) -> _Header | None:
+    """None for what is not 8-bit grey or colour. A tenth of the time of Pillow's, which looks into every segment."""
+    at, metadata = 2, False
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker in (0xC0, 0xC1, 0xC2):  # frame: precision, height, width, components
+            size = int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
+            return _Header(size, marker == 0xC2, metadata) if data[at + 4] == 8 and data[at + 9] in (1, 3) else None
+        if marker not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= marker <= 0xEF:
+            return None
+        metadata = metadata or marker == 0xE1
+        at += 2 + length
+    return None
+
+
+def _buffer(size: int) -> bytearray | None:
+    """Memory of this thread for decoded pixels; to take it anew for every large image costs as much as decoding."""
+    if size > KEPT_BYTES:
+        return None
+    if len(getattr(_per_thread, "pixels", b"")) < size:
+        _per_thread.pixels = bytearray(size)
+    return _per_thread.pixels
+
+
+def _resize(
+    library: Any, image: Image.Image, pixels: NDArray[np.uint8], spec: Preprocessing, out: NDArray[np.uint8]
+) -> None:
+    """As :func:`infer.preprocess.preprocess`, bilinear only, from an RGBA image, whose alpha means nothing.
+
+    ``pixels`` are those of ``image``, uint8 ``[H, W, 4]``.
+    """
     if not hasattr(_per_thread, "resizer"):
         _per_thread.resizer = library.Resizer()
-    height, width = pixels.shape[:2]
-    x, y = plan_axes(width, height, spec)
+    x, y = plan_axes(*image.size, spec)
     (left, right), (top, bottom) = x.edges(), y.edges()
-    (x0, x1), (y0, y1) = x.region(1), y.region(1)
-    kind = library.PixelType.U8x4
-    source = library.ImageData(x1 - x0, y1 - y0, kind, pixels[y0:y1, x0:x1].tobytes())
-    target = library.ImageData(x.length, y.length, kind)
     # The box must lie inside; what rounding adds at the edge is far below one level.
-    box = library.CropBox(left - x0, top - y0, min(right, x1) - left, min(bottom, y1) - top)
+    box = library.CropBox(left, top, min(right, image.width) - left, min(bottom, image.height) - top)
     bilinear = library.ResizeAlg.convolution(library.FilterType.bilinear)
     options = library.ResizeOptions(resize_alg=bilinear, crop_box=box, use_alpha=False)
-    _per_thread.resizer.resize(source, target, options)
-    place(np.frombuffer(target.get_buffer(), np.uint8).reshape(y.length, x.length, 4), x, y, out)
+    if pixels.nbytes <= _COPIED_BYTES:
+        kind = library.PixelType.U8x4
+        copied = library.ImageData(x.length, y.length, kind)
+        _per_thread.resizer.resize(library.ImageData(*image.size, kind, pixels.tobytes()), copied, options)
+        result = np.frombuffer(copied.get_buffer(), np.uint8).reshape(y.length, x.length, 4)
+    else:
+        target = Image.new("RGBA", (x.length, y.length))
+        _per_thread.resizer.resize_pil(image, target, options)
+        result = np.asarray(target)
+    place(result, x, y, out)
 
 
 _DECODERS: dict[str, _Decoder | None] = {"native": _with_kernel, "simplejpeg": _with_simplejpeg, "pillow": None}

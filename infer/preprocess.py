@@ -157,7 +157,7 @@ def preprocess(image: Image.Image, spec: Preprocessing, out: NDArray[np.uint8] |
     """Resize and centre-crop ``image`` as ``spec`` says.
 
     Args:
-        image: RGB or RGBX, any size; see :func:`infer.images.decode_image`.
+        image: RGB, any size; see :func:`infer.images.decode_image`.
         spec: resize, crop and interpolation; mean and std are not used here.
         out: uint8 ``[crop, crop, 3]`` to write to, of any strides; None allocates.
 
@@ -168,7 +168,7 @@ def preprocess(image: Image.Image, spec: Preprocessing, out: NDArray[np.uint8] |
         InputError: ``image`` is not RGB or has no pixels, or ``out`` does not fit.
     """
     width, height = image.size
-    if image.mode not in ("RGB", "RGBX") or not width or not height:
+    if image.mode != "RGB" or not width or not height:
         raise InputError(f"expected an RGB image, found mode {image.mode}, {width} x {height}; use decode_image()")
     if out is None:
         out = np.empty((spec.crop, spec.crop, 3), np.uint8)
@@ -195,7 +195,7 @@ def plan_axes(width: int, height: int, spec: Preprocessing) -> tuple[Axis, Axis]
 
 
 def place(pixels: NDArray[np.uint8], x: Axis, y: Axis, out: NDArray[np.uint8]) -> None:
-    """Put the surviving pixels, uint8 ``[y.length, x.length, 3 or 4]``, into ``out``, on black."""
+    """Put the surviving pixels, uint8 ``[y.length, x.length, 3 or more]``, into ``out``, on black."""
     if pixels.shape[:2] != out.shape[:2]:
         out[...] = 0
     out[y.pad : y.pad + y.length, x.pad : x.pad + x.length] = pixels[..., :3]
