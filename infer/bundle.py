@@ -222,9 +222,9 @@ def find_plan(folder: Path, manifest: Manifest, target: str) -> Plan:
 
 
 def add_accuracy(folder: Path, record: dict[str, Any]) -> None:
-    """Store a measurement; an older one of the same target, data and reference is replaced."""
+    """Store a measurement; an older one of the same target, data, reference and way of decoding is replaced."""
     manifest = read_manifest(folder)
-    keys = ("target", "data", "reference")
+    keys = ("target", "data", "reference", "fast_decode")
     kept = [old for old in manifest.accuracy if any(old.get(key) != record.get(key) for key in keys)]
     manifest.accuracy = [*kept, record]
     write_manifest(folder, manifest)

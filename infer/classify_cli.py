@@ -54,6 +54,9 @@ def classify(
     column: Annotated[
         str | None, typer.Option(help="Parquet column of the images; None: found by type and name.")
     ] = None,
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode large JPEG files at reduced size; not exact, see verify.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, max=5, help="Classes an image.")] = 5,
     target: Annotated[
         str | None,
@@ -102,7 +105,7 @@ def classify(
             ):
                 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, without the image's name
                 run_job(
-                    runner, records, sink, top=top, strict=strict,
+                    runner, records, sink, top=top, strict=strict, fast=fast_decode,
                     meter=meter, tally=tally, failed=named, changed=changed,
                 )  # fmt: skip
 
@@ -111,7 +114,7 @@ def classify(
         else:
             sink = open_sink(partial, top)
             with _finished_or_kept(sink, partial, meter):
-                job = identity(runner, inputs, lists, part, column, top)
+                job = identity(runner, inputs, lists, part, column, top, fast=fast_decode)
                 meter.skip(begin(sink, job, records, tally, resume=resume))
                 run(sink)
         named.close()

@@ -9,24 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer.backends.base import Outputs
-from infer.decode_pool import Batch, load_batches
-from infer.errors import ImageError, InputError
+from infer.errors import InputError
 from infer.files import sha256_file
 from infer.job_progress import Meter
+from infer.jpeg import decoder_name
 from infer.predictions import Prediction, rank
 from infer.sinks import FileSink, Kept, Sink
 from infer.sources import PARQUET_SUFFIXES, TAR_SUFFIXES, Record, printable
 
 if TYPE_CHECKING:
+    from infer.pipeline import Answers
     from infer.runner import Runner
 
 
@@ -81,7 +79,14 @@ class Tally:
 
 
 def identity(
-    runner: Runner, inputs: Sequence[str], lists: Sequence[str], shard: Shard, column: str | None, top: int
+    runner: Runner,
+    inputs: Sequence[str],
+    lists: Sequence[str],
+    shard: Shard,
+    column: str | None,
+    top: int,
+    *,
+    fast: bool = False,
 ) -> dict[str, Any]:
     """What decides the rows of a job, as JSON; a resumed one must have the same.
 
@@ -96,6 +101,7 @@ def identity(
         "inputs": [_described(text) for text in inputs],
         "lists": [_described(path, whole=True) for path in lists],
         "shard": str(shard), "column": column, "top": top,
+        "decoder": f"{decoder_name()}{', fast' if fast else ''}",
     }  # fmt: skip
 
 
@@ -138,6 +144,7 @@ def run_job(
     *,
     top: int,
     strict: bool = False,
+    fast: bool = False,
     meter: Meter,
     tally: Tally,
     failed: Callable[[Prediction], None],
@@ -153,6 +160,7 @@ def run_job(
         sink: takes the rows.
         top: classes a row.
         strict: raise at the first image that cannot be read; the rows of the batches before it are written.
+        fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
         meter: kept up to date.
         tally: counts the rows.
         failed: told of each image that cannot be read.
@@ -162,14 +170,8 @@ def run_job(
         ImageError: under ``strict``.
         IResNetError: the sink cannot write.
     """
-    backend = runner.backend
-    pending: deque[tuple[Batch, Future[Outputs] | None]] = deque()
-
-    def emit() -> None:
-        batch, future = pending.popleft()
-        with meter.waiting("infer"):
-            outputs = None if future is None else future.result()
-        rows = _rows(batch, outputs, runner.labels, top)
+    for answers in runner.run(records, strict=strict, fast=fast, waiting=meter.waiting):
+        rows = _rows(answers, runner.labels, top)
         with meter.waiting("write"):
             sink.write(rows)
         for row in rows:
@@ -179,37 +181,16 @@ def run_job(
         meter.advance(len(rows))
         changed()
 
-    batches = load_batches(records, runner.preprocessing, backend.max_batch, strict=strict)
-    stopped: ImageError | None = None
-    while True:
-        try:
-            with meter.waiting("decode"):
-                batch = next(batches, None)
-        except ImageError as error:
-            stopped = error
-            break
-        if batch is None:
-            break
-        while len(pending) > backend.in_flight:
-            emit()
-        with meter.waiting("infer"):  # blocks while the device is busy
-            pending.append((batch, backend.submit(batch.images) if len(batch.images) else None))
-    # After any other error nothing may be written: a row would be missing before it.
-    while pending:
-        emit()
-    if stopped is not None:
-        raise stopped
 
-
-def _rows(batch: Batch, outputs: Outputs | None, labels: Sequence[str], top: int) -> list[Prediction]:
-    """The rows of a batch in the order of its records, failures where they stand."""
+def _rows(answers: Answers, labels: Sequence[str], top: int) -> list[Prediction]:
+    """A row for each record of a batch in their order, failures where they stand."""
     rows = {
         failure.index: Prediction(failure.record.name, error=printable(" ".join(str(failure.error).split())))
-        for failure in batch.failures
+        for failure in answers.failures
     }
-    if outputs is not None:
-        found = rank([record.name for record in batch.records], outputs, labels, top)
-        rows.update(zip(batch.indices.tolist(), found, strict=True))
+    if answers.outputs is not None:
+        found = rank([record.name for record in answers.records], answers.outputs, labels, top)
+        rows.update(zip(answers.indices.tolist(), found, strict=True))
     return [rows[index] for index in sorted(rows)]
 
 

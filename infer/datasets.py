@@ -88,10 +88,16 @@ class LabelledDataset:
         return 0 if whole else None
 
     def batches(
-        self, spec: Preprocessing, batch: int, *, workers: int | None = None, strict: bool = False
+        self,
+        spec: Preprocessing,
+        batch: int,
+        *,
+        workers: int | None = None,
+        strict: bool = False,
+        fast: bool = False,
     ) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         """As :func:`infer.decode_pool.load_batches`, each batch with the int64 ``[n]`` classes of its rows."""
-        for loaded in load_batches(self.records, spec, batch, workers=workers, strict=strict):
+        for loaded in load_batches(self.records, spec, batch, workers=workers, strict=strict, fast=fast):
             yield loaded, self.targets[loaded.indices]
 
 

@@ -1,24 +1,27 @@
 """Records to uint8 batches on several threads, in order, with a bounded number of images in memory.
 
-Threads, not processes: Pillow decodes and resizes without the GIL, and the pixels stay where the runner reads them.
+Threads, not processes: decoding and resizing run without the GIL, and the pixels stay where the runner reads them. They
+may be written straight into memory of the consumer (:class:`infer.backends.base.InputBuffer`).
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.backends.base import InputBuffer
 from infer.errors import ImageError, InputError
-from infer.images import decode_image
-from infer.preprocess import Preprocessing, preprocess
+from infer.jpeg import load_input
+from infer.preprocess import Preprocessing
 from infer.sources import Record
 
 
@@ -37,21 +40,28 @@ class Failure:
     error: ImageError
 
 
+#: Gives memory for so many rows, or None where there is none just now. Never waits: the loop might wait for itself.
+Acquire: TypeAlias = Callable[[int], InputBuffer | None]
+
+
 class Batch(NamedTuple):
     """Consecutive records: those that were decoded, and those that could not be.
 
     Attributes:
         records: the n decoded ones, in order.
         images: uint8 ``[n, crop, crop, 3]``, RGB, C-contiguous, row i of ``records[i]``; the receiver's to keep. n is
-            the batch size asked for, less the failures, less what is missing at the end: **it can be 0**.
+            the batch size asked for, less the failures, less what is missing at the end: **it can be 0**. With a
+            ``buffer``, its first n rows.
         indices: int64 ``[n]``, rising: the places of ``records`` among all records, from 0.
         failures: the others, in order.
+        buffer: what holds ``images``, the receiver's to submit or release; None for an array of their own.
     """
 
     records: list[Record]
     images: NDArray[np.uint8]
     indices: NDArray[np.int64]
     failures: list[Failure]
+    buffer: InputBuffer | None = None
 
 
 def usable_cpus() -> int:
@@ -60,8 +70,15 @@ def usable_cpus() -> int:
 
 
 def load_batches(
-    records: Iterable[Record], spec: Preprocessing, batch: int, *, workers: int | None = None, strict: bool = False
-) -> Iterator[Batch]:
+    records: Iterable[Record],
+    spec: Preprocessing,
+    batch: int,
+    *,
+    workers: int | None = None,
+    strict: bool = False,
+    fast: bool = False,
+    acquire: Acquire | None = None,
+) -> Generator[Batch, None, None]:
     """Decode and pre-process ``records`` into batches, ahead of the consumer.
 
     At most ``1 + ceil(2 * workers / batch)`` batches exist beside the one handed out. ``records`` is advanced in the
@@ -71,14 +88,17 @@ def load_batches(
         records: what to load; may be endless.
         spec: the model's pre-processing.
         batch: records a batch, at least 1.
-        workers: threads; None takes one for each usable CPU.
+        workers: threads; None takes one for each usable CPU, the fastest in measurements (docs/pre-processing.md).
         strict: raise on the first record, in order, that cannot be decoded, instead of reporting it.
+        fast: see :func:`infer.jpeg.load_input`.
+        acquire: where the batches are written; asked once a batch, in order, in the calling thread. Buffers that were
+            not handed out when the loop ends are released. None, and where it gives None: new arrays.
 
     Yields:
         One :class:`Batch` for every ``batch`` records, in order; none for no records.
 
     Raises:
-        InputError: ``batch`` or ``workers`` is below 1.
+        InputError: ``batch`` or ``workers`` is below 1, or ``IRESNET_DECODER`` names no decoder of this machine.
         ImageError: under ``strict``.
     """
     if batch < 1:
@@ -86,60 +106,92 @@ def load_batches(
     workers = usable_cpus() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers: expected at least 1, found {workers}")
-    return _load_batches(enumerate(records), spec, batch, workers, strict)
+    load = partial(load_input, spec=spec, fast=fast)
+    return _load_batches(enumerate(records), spec.crop, batch, workers, strict, load, acquire or _no_buffer)
+
+
+class _Pending(NamedTuple):
+    """A batch that is being decoded."""
+
+    chunk: list[tuple[int, Record]]
+    images: NDArray[np.uint8]
+    buffer: InputBuffer | None
+    jobs: list[Future[ImageError | None]]
 
 
 def _load_batches(
-    numbered: Iterator[tuple[int, Record]], spec: Preprocessing, batch: int, workers: int, strict: bool
-) -> Iterator[Batch]:
+    numbered: Iterator[tuple[int, Record]],
+    side: int,
+    batch: int,
+    workers: int,
+    strict: bool,
+    load: Callable[..., None],
+    acquire: Acquire,
+) -> Generator[Batch, None, None]:
     ahead = 1 + -(-2 * workers // batch)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    pending: deque[tuple[list[tuple[int, Record]], NDArray[np.uint8], list[Future[ImageError | None]]]] = deque()
+    pending: deque[_Pending] = deque()
     try:
         while True:
             while len(pending) < ahead and (chunk := list(islice(numbered, batch))):
-                images = np.empty((len(chunk), spec.crop, spec.crop, 3), np.uint8)
-                jobs = [_submit(pool, record, spec, images[row]) for row, (_, record) in enumerate(chunk)]
-                pending.append((chunk, images, jobs))
+                buffer = acquire(len(chunk))
+                images = np.empty((len(chunk), side, side, 3), np.uint8) if buffer is None else buffer.images
+                pending.append(_Pending(chunk, images, buffer, []))
+                pending[-1].jobs.extend(
+                    _submit(pool, record, load, images[row]) for row, (_, record) in enumerate(chunk)
+                )
             if not pending:
                 return
-            yield _collect(*pending.popleft(), strict)
+            done = _collect(pending[0], strict)
+            pending.popleft()
+            yield done
+            del done  # its images need not live until the next batch is there
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for left in pending:
+            if left.buffer is not None:
+                left.buffer.release()
+
+
+def _no_buffer(rows: int) -> None:
+    return None
 
 
 def _submit(
-    pool: ThreadPoolExecutor, record: Record, spec: Preprocessing, out: NDArray[np.uint8]
+    pool: ThreadPoolExecutor, record: Record, load: Callable[..., None], out: NDArray[np.uint8]
 ) -> Future[ImageError | None]:
     if not record.sequential:
-        return pool.submit(_load, record, None, spec, out)
+        return pool.submit(_load, record, None, load, out)
     try:
         data = record.load()  # here, because here they come in order
     except ImageError as error:
         failed: Future[ImageError | None] = Future()
         failed.set_result(error)
         return failed
-    return pool.submit(_load, record, data, spec, out)
+    return pool.submit(_load, record, data, load, out)
 
 
-def _load(record: Record, data: bytes | None, spec: Preprocessing, out: NDArray[np.uint8]) -> ImageError | None:
+def _load(record: Record, data: bytes | None, load: Callable[..., None], out: NDArray[np.uint8]) -> ImageError | None:
     try:
-        image = decode_image(record.load() if data is None else data, record.name)
+        load(record.load() if data is None else data, out=out, name=record.name)
     except ImageError as error:
-        return error
-    preprocess(image, spec, out)
+        return _without_frames(error)
     return None
 
 
-def _collect(
-    chunk: list[tuple[int, Record]],
-    images: NDArray[np.uint8],
-    jobs: list[Future[ImageError | None]],
-    strict: bool,
-) -> Batch:
+def _without_frames(error: ImageError) -> ImageError:
+    """A kept traceback keeps ``out`` alive, which may be memory that the consumer wants to free."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _collect(batch: _Pending, strict: bool) -> Batch:
     good: list[int] = []
     failures: list[Failure] = []
-    for row, ((index, record), job) in enumerate(zip(chunk, jobs, strict=True)):
+    for row, ((index, record), job) in enumerate(zip(batch.chunk, batch.jobs, strict=True)):
         error = job.result()
         if error is None:
             good.append(row)
@@ -147,7 +199,11 @@ def _collect(
             raise error
         else:
             failures.append(Failure(index, record, error))
+    images = batch.images
     if failures:
-        images = images[good]
-    indices = np.array([chunk[row][0] for row in good], np.int64)
-    return Batch([chunk[row][1] for row in good], images, indices, failures)
+        for to, row in enumerate(good):  # in place: a copy would not be where the consumer wants it
+            if to != row:
+                images[to] = images[row]
+        images = images[: len(good)]
+    indices = np.array([batch.chunk[row][0] for row in good], np.int64)
+    return Batch([batch.chunk[row][1] for row in good], images, indices, failures, batch.buffer)

@@ -83,6 +83,8 @@ def diagnose(
     if "top1" not in figures:
         return Diagnosis("unknown", "no labels, so no accuracy to explain")
     lost = _precision_loss(figures, precision)
+    if lost is not None and figures.get("fast_decode"):
+        lost += " (fast decoding included)"
     if model.top1 is None or not validation_set:
         why = (
             "no accuracy is published for these weights"

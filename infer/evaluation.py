@@ -33,11 +33,13 @@ class Labelled(NamedTuple):
         records: the images.
         images: uint8 ``[N, crop, crop, 3]``.
         targets: true classes int64 ``[N]``, -1 where unknown.
+        exact: what the reference gets, of the shape of ``images``; None for the same.
     """
 
     records: list[Record]
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
+    exact: NDArray[np.uint8] | None = None
 
 
 class ImageRow(NamedTuple):
@@ -160,7 +162,8 @@ class Details:
 def evaluate(runner: Runner, reference: Runner | None, batches: Iterable[Labelled], evaluation: Evaluation) -> None:
     """Run every batch through ``runner`` and, when given, ``reference`` (FP32), into ``evaluation``."""
     for batch, outputs in runner.stream_pairs((batch, batch.images) for batch in batches):
-        expected = reference.infer(batch.images) if reference is not None else None
+        pixels = batch.images if batch.exact is None else batch.exact
+        expected = reference.infer(pixels) if reference is not None else None
         evaluation.add(batch, outputs, expected)
 
 

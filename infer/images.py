@@ -2,8 +2,8 @@
 
 The pixels are those of the field's loaders (torchvision's and timm's ``Image.open(path).convert("RGB")``), because
 that is what the published accuracies were measured with: transparency is dropped, not blended with a background; ICC
-profiles are ignored; CMYK goes through Pillow's plain conversion; JPEG is decoded at full size, never with the scaled
-DCT of ``draft``, which is not exact. Two things differ, on purpose:
+profiles are ignored; CMYK goes through Pillow's plain conversion; JPEG is decoded at full size, and with the scaled
+DCT of ``draft``, which is not exact, only when asked for. Two things differ, on purpose:
 
 * The EXIF orientation is applied. Those loaders do not, and see a phone's portrait lying on its side; a person who
   classifies a photo means the upright one. Few files of the ImageNet validation set carry a rotation; pass
@@ -70,7 +70,12 @@ _UPRIGHT = {
 
 
 def decode_image(
-    source: Decodable, name: str | None = None, *, max_pixels: int = MAX_PIXELS, apply_exif: bool = True
+    source: Decodable,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    apply_exif: bool = True,
+    shortest: int = 0,
 ) -> Image.Image:
     """Decode ``source`` to an 8-bit RGB image; of an animation or a multi-page file, the first frame.
 
@@ -82,6 +87,8 @@ def decode_image(
         name: what errors call it; None takes the path, or the kind of ``source``.
         max_pixels: more raise, before memory for them is used.
         apply_exif: turn the image upright as its EXIF orientation says.
+        shortest: decode encoded JPEG at 1/2, 1/4 or 1/8 of its size, the least at which the short side keeps so many
+            pixels; see :func:`scale_of`. Faster, not exact. 0: at full size.
 
     Raises:
         ImageError: missing, not a regular file, empty, not an image, truncated, damaged, too large, of no pixels, or
@@ -95,11 +102,11 @@ def decode_image(
         name = name or f"{len(source)} bytes"
         if len(source) == 0:
             raise ImageError(f"{name}: empty, expected an image")
-        return _decode(io.BytesIO(source), name, max_pixels, apply_exif)
+        return _decode(io.BytesIO(source), name, max_pixels, apply_exif, shortest)
     if isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
         with open_image_file(Path(source), name) as file:
-            return _decode(file, name, max_pixels, apply_exif)
+            return _decode(file, name, max_pixels, apply_exif, shortest)
     raise ImageError(
         f"{name or 'image'}: expected a path, bytes, a PIL image or a uint8 array, found {type(source).__name__}"
     )
@@ -128,8 +135,22 @@ def open_image_file(path: Path, name: str) -> IO[bytes]:
         raise ImageError(f"{name}: cannot be read ({error})") from error
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int, apply_exif: bool) -> Image.Image:
-    """Not ``Image.open``: that one warns and raises by a limit of the whole process, and tries every driver."""
+def _decode(file: IO[bytes], name: str, max_pixels: int, apply_exif: bool, shortest: int) -> Image.Image:
+    image = open_image(file, name)
+    check_size(image.size, name, max_pixels)  # before draft() changes it
+    if shortest and isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.draft("RGB", (shortest, shortest))
+    return _to_rgb(image, name, max_pixels, apply_exif)
+
+
+def open_image(file: IO[bytes], name: str) -> Image.Image:
+    """Read the header of an image of one of :data:`FORMATS`; its pixels and size are not yet looked at.
+
+    Not ``Image.open``: that one warns and raises by a limit of the whole process, and tries every driver.
+
+    Raises:
+        ImageError: of no known format, or a damaged header.
+    """
     prefix = file.read(16)
     for format_name in FORMATS:
         factory, accept = Image.OPEN[format_name]
@@ -140,10 +161,10 @@ def _decode(file: IO[bytes], name: str, max_pixels: int, apply_exif: bool) -> Im
             raise ImageError(f"{name}: {verdict}; install a Pillow with {format_name} support")
         file.seek(0)
         try:
-            image = factory(file, "")
+            image: Image.Image = factory(file, "")
         except Exception as error:
             raise ImageError(f"{name}: damaged {format_name} file ({_reason(error)})") from error
-        return _to_rgb(image, name, max_pixels, apply_exif)
+        return image
     raise ImageError(f"{name}: not an image, or of no known format ({', '.join(FORMATS)})")
 
 
@@ -153,7 +174,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) ->
     # EOFError, MemoryError, ...) and add new ones. None may cost more than this image.
     try:
         image.load()
-        turn = _UPRIGHT.get(_orientation(image)) if apply_exif else None
+        turn = upright_turn(image) if apply_exif else None
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
@@ -181,13 +202,18 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width} x {height} pixels, the limit is {max_pixels}; scale it down first")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1, upright, where there is none. Damaged metadata must not cost a sound picture."""
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """What its EXIF orientation asks for; None for an upright one. Damaged metadata must not cost a sound picture."""
     try:
         value: Any = image.getexif().get(_ORIENTATION, 1)
-        return int(value)
+        return _UPRIGHT.get(int(value))
     except Exception:
-        return 1
+        return None
+
+
+def scale_of(size: tuple[int, int], shortest: int) -> int:
+    """1, 2, 4 or 8: the largest divisor that leaves the short side of ``size`` at least ``shortest`` pixels, or 1."""
+    return next((scale for scale in (8, 4, 2) if shortest and min(size) // scale >= shortest), 1)
 
 
 def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> Image.Image:

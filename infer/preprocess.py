@@ -19,16 +19,19 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
 from infer.errors import BundleError, InputError
 
-# Filter and the half-width of its kernel in output pixels.
-_FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}
+#: Filter and the half-width of its kernel in output pixels.
+FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}
 _MAX_SIDE = 16384
 # Above this coordinate the float32 edges of a box are too coarse; the source is cut at whole pixels first.
 _MAX_BOX_EDGE = 16384
+#: Whether this Pillow resizes the height of tall images first.
+TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,17 @@ def _triple(name: str, value: object, positive: bool = False) -> tuple[float, fl
 
 
 def _interpolation(value: object) -> str:
-    if not isinstance(value, str) or value not in _FILTERS:
-        raise BundleError(f"preprocessing.interpolation: expected one of {', '.join(_FILTERS)}, found {value!r}")
+    if not isinstance(value, str) or value not in FILTERS:
+        raise BundleError(f"preprocessing.interpolation: expected one of {', '.join(FILTERS)}, found {value!r}")
     return value
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """One axis of the resize: ``size`` source pixels become ``resized``, of which ``length`` from ``start`` survive."""
+class Axis:
+    """One axis of the resize: ``size`` source pixels become ``resized``, of which ``length`` from ``start`` survive.
+
+    They are put behind ``pad`` black pixels.
+    """
 
     size: int
     resized: int
@@ -117,7 +123,8 @@ class _Axis:
     pad: int
 
     @classmethod
-    def plan(cls, size: int, resized: int, crop: int) -> _Axis:
+    def plan(cls, size: int, resized: int, crop: int) -> Axis:
+        """torchvision's CenterCrop of one axis."""
         if resized < crop:
             return cls(size, resized, 0, resized, (crop - resized) // 2)
         # round() goes to the even neighbour at .5, as torchvision's does
@@ -141,9 +148,9 @@ class _Axis:
         first, last = self.edges()
         return max(0, math.floor(first - support) - 1), min(self.size, math.ceil(last + support) + 1)
 
-    def full(self) -> _Axis:
+    def full(self) -> Axis:
         """The same axis, resized as a whole."""
-        return _Axis(self.size, self.resized, 0, self.resized, 0)
+        return Axis(self.size, self.resized, 0, self.resized, 0)
 
 
 def preprocess(image: Image.Image, spec: Preprocessing, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
@@ -163,26 +170,40 @@ def preprocess(image: Image.Image, spec: Preprocessing, out: NDArray[np.uint8] |
     width, height = image.size
     if image.mode != "RGB" or not width or not height:
         raise InputError(f"expected an RGB image, found mode {image.mode}, {width} x {height}; use decode_image()")
-    shape = (spec.crop, spec.crop, 3)
     if out is None:
-        out = np.empty(shape, np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
-        raise InputError(f"expected a writeable uint8 array of shape {shape}, found {out.dtype} {out.shape}")
-
-    short, long = min(width, height), max(width, height)
-    resized = int(spec.resize * long / short)  # torchvision's rounding of the long side
-    x = _Axis.plan(width, spec.resize if width <= height else resized, spec.crop)
-    y = _Axis.plan(height, resized if width <= height else spec.resize, spec.crop)
-    pixels = np.asarray(_resize(image, x, y, spec.interpolation))
-    if x.length < spec.crop or y.length < spec.crop:
-        out[...] = 0
-    out[y.pad : y.pad + y.length, x.pad : x.pad + x.length] = pixels
+        out = np.empty((spec.crop, spec.crop, 3), np.uint8)
+    check_output(out, spec)
+    x, y = plan_axes(width, height, spec)
+    place(np.asarray(_resize(image, x, y, spec.interpolation)), x, y, out)
     return out
 
 
-def _resize(image: Image.Image, x: _Axis, y: _Axis, interpolation: str) -> Image.Image:
+def check_output(out: NDArray[np.uint8], spec: Preprocessing) -> None:
+    """Raise :class:`InputError` unless ``out`` is a writeable uint8 ``[crop, crop, 3]``."""
+    shape = (spec.crop, spec.crop, 3)
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
+        raise InputError(f"expected a writeable uint8 array of shape {shape}, found {out.dtype} {out.shape}")
+
+
+def plan_axes(width: int, height: int, spec: Preprocessing) -> tuple[Axis, Axis]:
+    """What torchvision's Resize + CenterCrop do to an image of this size, along x and along y."""
+    short, long = min(width, height), max(width, height)
+    resized = int(spec.resize * long / short)  # torchvision's rounding of the long side
+    x = Axis.plan(width, spec.resize if width <= height else resized, spec.crop)
+    y = Axis.plan(height, resized if width <= height else spec.resize, spec.crop)
+    return x, y
+
+
+def place(pixels: NDArray[np.uint8], x: Axis, y: Axis, out: NDArray[np.uint8]) -> None:
+    """Put the surviving pixels, uint8 ``[y.length, x.length, 3 or more]``, into ``out``, on black."""
+    if pixels.shape[:2] != out.shape[:2]:
+        out[...] = 0
+    out[y.pad : y.pad + y.length, x.pad : x.pad + x.length] = pixels[..., :3]
+
+
+def _resize(image: Image.Image, x: Axis, y: Axis, interpolation: str) -> Image.Image:
     """The surviving ``y.length`` x ``x.length`` pixels of the resized image."""
-    resample, reach = _FILTERS[interpolation]
+    resample, reach = FILTERS[interpolation]
     box_x, box_y = x, y
     if not x.exact() and not y.exact():
         # The long axis saves more and cannot always be resized in full: 60,000 pixels beside 1 become 15 million.
@@ -211,4 +232,4 @@ def _vertical_first(source: tuple[int, int], target: tuple[int, int]) -> bool:
     It looks at the whole source even when only a box of it is resized. The order shows in the rounding and, for
     bicubic, in the clipping between the passes, so a box must go through in the order of the full resize.
     """
-    return source[1] - target[1] > 2 * max(0, source[0] - target[0])
+    return TALL_FIRST and source[1] - target[1] > 2 * max(0, source[0] - target[0])

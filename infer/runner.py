@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from infer.cuda.arrays import DeviceOutputs
     from infer.cuda.events import Event
+    from infer.pipeline import Answers, Waiting
+    from infer.sources import Record
 
 T = TypeVar("T")
 
@@ -92,11 +95,7 @@ class Runner:
         results = [part.result() for part in parts]
         if len(results) == 1:
             return results[0]
-        classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]
-        empty = Outputs(
-            np.empty((0, classes), np.float32), np.empty((0, k), np.float32), np.empty((0, k), np.int32)
-        )  # fmt: skip
-        return Outputs(*(np.concatenate(arrays) for arrays in zip(empty, *results, strict=True)))
+        return Outputs(*(np.concatenate(arrays) for arrays in zip(self._no_outputs(), *results, strict=True)))
 
     def submit(self, images: NDArray[np.uint8]) -> Future[Outputs]:
         """Start a batch and go on; blocks only while ``backend.in_flight`` batches are under way.
@@ -176,7 +175,9 @@ class Runner:
             found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
             raise InputError(f"expected a uint8 array [N, {side}, {side}, 3], found {found}")
 
-    def classify(self, images: Any, *, top: int | None = None, strict: bool = False) -> list[Prediction]:
+    def classify(
+        self, images: Any, *, top: int | None = None, strict: bool = False, fast: bool = False
+    ) -> list[Prediction]:
         """Classify images of any kind.
 
         Args:
@@ -184,13 +185,13 @@ class Runner:
                 of its own size. A list may mix them.
             top: classes an image, at most the ``k`` of the graph; None for all ``k``.
             strict: raise at the first image that cannot be read; otherwise its prediction carries ``error``.
+            fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
 
         Raises:
             UntrainedError: see :meth:`require_trained`.
             ImageError: an image cannot be read and ``strict`` is set.
             InputError: not an image at all.
         """
-        from infer.decode_pool import Batch, load_batches
         from infer.sources import Record
 
         self.require_trained()
@@ -198,17 +199,33 @@ class Runner:
         # A record's bytes may be anything that decode_image takes.
         records = [Record(_name(item, n), Path(), "", partial(_itself, item)) for n, item in enumerate(items)]
         results: dict[int, Prediction] = {}
-
-        def decoded() -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
-            for batch in load_batches(records, self.preprocessing, self.backend.max_batch, strict=strict):
-                for failure in batch.failures:
-                    results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
-                yield batch, batch.images
-
-        for batch, outputs in self.stream_pairs(decoded()):
-            predictions = rank([record.name for record in batch.records], outputs, self.labels, top)
-            results.update(zip(batch.indices.tolist(), predictions, strict=True))
+        for answers in self.run(records, strict=strict, fast=fast):
+            for failure in answers.failures:
+                results[failure.index] = Prediction(failure.record.name, error=str(failure.error))
+            if answers.outputs is not None:
+                predictions = rank([record.name for record in answers.records], answers.outputs, self.labels, top)
+                results.update(zip(answers.indices.tolist(), predictions, strict=True))
         return [results[number] for number in sorted(results)]
+
+    def run(
+        self,
+        records: Iterable[Record],
+        *,
+        workers: int | None = None,
+        strict: bool = False,
+        fast: bool = False,
+        waiting: Waiting = nullcontext,
+    ) -> Iterator[Answers]:
+        """Decode, pre-process and run a stream of records; see :func:`infer.pipeline.run_records`."""
+        from infer.pipeline import run_records
+
+        return run_records(
+            self.backend, self.preprocessing, records, workers=workers, strict=strict, fast=fast, waiting=waiting
+        )
+
+    def _no_outputs(self) -> Outputs:
+        classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]
+        return Outputs(np.empty((0, classes), np.float32), np.empty((0, k), np.float32), np.empty((0, k), np.int32))
 
     def close(self) -> None:
         """Release the backend; harmless when called twice."""

@@ -9,11 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infer.accuracy import DEFAULT_THRESHOLD, judge, record
 from infer.backends import REFERENCE, availability
 from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
 from infer.class_names import ClassNames
 from infer.datasets import LabelledDataset, open_dataset
+from infer.decode_pool import Batch
 from infer.diagnosis import diagnose
 from infer.errors import InputError
 from infer.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
@@ -62,6 +66,7 @@ def verify_bundle(
     allow_untrained: bool = False,
     threads: int | None = None,
     layer_images: int = 0,
+    fast_decode: bool = False,
 ) -> Verification:
     """Measure ``folder`` on ``data`` and store the result in its manifest.
 
@@ -81,6 +86,8 @@ def verify_bundle(
         allow_untrained: measure although the weights are random.
         threads: CPU threads of CPU targets.
         layer_images: compare every quantised tensor with FP32 on so many of the images; 0 leaves that out.
+        fast_decode: the bundle sees JPEG files decoded at reduced size (:func:`infer.jpeg.load_input`), and FP32 the
+            exact pixels, so that the figures hold what this costs.
 
     Raises:
         InputError: no images, no labels, unusable real labels, or a reference with other weights or pre-processing.
@@ -108,15 +115,21 @@ def verify_bundle(
         with progress("verify", len(dataset)) as advance:
 
             def batches() -> Iterator[Labelled]:
-                for batch, targets in dataset.batches(runner.preprocessing, runner.backend.max_batch, strict=strict):
+                size = runner.backend.max_batch
+                exact: Iterator[tuple[Batch, object]] | None = None
+                if fast_decode and fp32 is not None:
+                    exact = dataset.batches(runner.preprocessing, size)
+                for batch, targets in dataset.batches(runner.preprocessing, size, strict=strict, fast=fast_decode):
                     failures.extend(str(failure.error) for failure in batch.failures)
                     advance(len(batch.records) + len(batch.failures))
-                    yield Labelled(batch.records, batch.images, targets)
+                    yield _labelled(batch, targets, None if exact is None else next(exact)[0])
 
             evaluate(runner, fp32, batches(), evaluation)
         figures = evaluation.figures()
         if figures["images"] == 0:
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
+        if fast_decode:
+            figures["fast_decode"] = True
         foreign = dataset.validation_differences(classes)
         figures["diagnosis"] = asdict(
             diagnose(
@@ -129,6 +142,14 @@ def verify_bundle(
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
     return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)
+
+
+def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:
+    """Images of one batch; with ``exact``, the same decoded exactly, those that only one way can read left out."""
+    if exact is None:
+        return Labelled(batch.records, batch.images, targets)
+    _, rows, others = np.intersect1d(batch.indices, exact.indices, assume_unique=True, return_indices=True)
+    return Labelled([batch.records[row] for row in rows], batch.images[rows], targets[rows], exact.images[others])
 
 
 def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable[[ImageRow], None]:

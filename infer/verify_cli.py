@@ -31,6 +31,9 @@ def verify(
     real: Annotated[Path | None, typer.Option(help="real.json: count the reassessed labels of ImageNet too.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write one HTML file with plots and images.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image.")] = None,
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode JPEG files at reduced size for the bundle, exactly for FP32.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use so many images, class-balanced, chosen by --seed.")
     ] = None,
@@ -64,7 +67,7 @@ def verify(
     result = verify_bundle(
         bundle, data, reference=reference, reference_target=reference_target, target=target, ground_truth=ground_truth,
         real=real, csv_file=csv, limit=limit, seed=seed, threshold=threshold, strict=strict,
-        allow_untrained=allow_untrained, threads=threads, layer_images=layers,
+        allow_untrained=allow_untrained, threads=threads, layer_images=layers, fast_decode=fast_decode,
     )  # fmt: skip
     for failure in result.failures:
         print(f"error: {failure}", file=sys.stderr)
@@ -164,4 +167,6 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("logits, mean difference", f"{record['mean_logit_difference']:.4g}"))
         sqnr = "exact" if record["sqnr_db"] is None else f"{record['sqnr_db']:.1f} dB"
         rows.append(("logits, cosine / SQNR", f"{record['cosine']:.6f} / {sqnr}"))
+    if record.get("fast_decode"):
+        rows.append(("decoding", "JPEG at reduced size here, exact for FP32"))
     return rows

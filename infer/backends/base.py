@@ -49,6 +49,26 @@ class GpuOptions:
     spin: bool = False
 
 
+class InputBuffer(Protocol):
+    """Memory of a backend for one batch, to be filled by the caller: what is there is not copied again on the host.
+
+    Such as :class:`infer.cuda.pinned.PinnedBatch`.
+    """
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """uint8 ``[rows, H, W, 3]``, C-contiguous; not to be touched after :meth:`submit` or :meth:`release`."""
+        ...
+
+    def submit(self, rows: int | None = None) -> Future[Outputs]:
+        """Start the first ``rows`` images, None for all; as :meth:`Backend.submit`."""
+        ...
+
+    def release(self) -> None:
+        """Give the memory back unused; harmless after :meth:`submit`."""
+        ...
+
+
 class Backend(Protocol):
     """One opened engine. Every method is safe to call from several threads.
 
@@ -74,6 +94,10 @@ class Backend(Protocol):
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """``submit(batch).result()``."""
+        ...
+
+    def try_acquire(self, rows: int) -> InputBuffer | None:
+        """Memory for ``rows`` images, without waiting; None where there is none, or none to spare just now."""
         ...
 
     def close(self) -> None:

@@ -66,6 +66,9 @@ class OnnxRuntimeBackend:
             raise TargetUnavailableError("this backend is closed")
         return Outputs(*self._session.run(["logits", "scores", "classes"], {"images": batch}))
 
+    def try_acquire(self, rows: int) -> None:
+        """None: nothing would be gained, the batch is read where it is."""
+
     def close(self) -> None:
         """Refuse further calls; the session goes with the last reference to it."""
         self._closed = True

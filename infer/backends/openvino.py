@@ -142,6 +142,9 @@ class OpenVINOBackend:
         """The graph that really runs at the largest batch, with precisions and primitives in its ``rt_info``."""
         return self._pool(LARGEST_BATCH).compiled.get_runtime_model()
 
+    def try_acquire(self, rows: int) -> None:
+        """None: nothing would be gained, the batch is read where it is."""
+
     def close(self) -> None:
         """Wait for what is under way and release the models."""
         with self._lock:

@@ -196,6 +196,15 @@ class TensorRTBackend:
         self._check_rows(rows)
         return PinnedBatch(self._ring, self._ring.acquire(timeout), rows)
 
+    def try_acquire(self, rows: int) -> PinnedBatch | None:
+        """As :meth:`acquire`, but None where it would wait, and where callers hold half of the buffers already.
+
+        The other half is for :meth:`submit`, so a loop that holds buffers ahead never waits for itself.
+        """
+        self._check_rows(rows)
+        staging = self._ring.try_acquire()
+        return None if staging is None else PinnedBatch(self._ring, staging, rows)
+
     def enqueue(
         self, input_ptr: int, batch: int, output_ptrs: Mapping[str, int] | Sequence[int], stream_handle: int
     ) -> Event:

@@ -62,6 +62,21 @@ class Ring:
             self.check()
             return self._free.popleft()
 
+    def try_acquire(self) -> Staging | None:
+        """A free buffer, already held as by :meth:`hold`; None where none is free or half of all are held.
+
+        Raises:
+            InputError: closed.
+            DeviceError: the first sticky error.
+        """
+        with self._changed:
+            self.check()
+            if not self._free or len(self._held) >= self._size // 2:
+                return None
+            staging = self._free.popleft()
+            self._held.add(staging)
+            return staging
+
     def _free_or_over(self) -> bool:
         return bool(self._free) or self._closing or self._context.failure is not None
 

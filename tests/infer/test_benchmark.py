@@ -16,6 +16,7 @@ from infer import benchmark
 from infer.bench_cli import numbers
 from infer.bench_report import Report
 from infer.benchmark import Options, Point, Run, StageSummary, measure, sweep, synthetic_batches, warnings_of
+from infer.bundle import read_manifest, write_manifest
 from infer.cli import app
 from infer.errors import InputError, TargetUnavailableError
 from infer.roofline import Work, find_gpus
@@ -314,7 +315,6 @@ def test_an_untrained_bundle_is_measured_and_named_so(untrained):
     [
         (["--batch", "1,100000"], "takes batches of at most"),
         (["--roofline", "Voodoo2"], "unknown GPU 'Voodoo2'"),
-        (["--roofline", "L4"], "needs a TensorRT plan"),
         (["--target", "vulkan"], "unknown target"),
     ],
 )
@@ -322,3 +322,17 @@ def test_the_command_refuses(tiny, arguments, message):
     result = bench(tiny, "--duration", 0, *arguments)
     assert result.exit_code != 0
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_bundle_without_a_tensorrt_plan_has_the_ceiling_of_its_arithmetic(tiny, own):
+    options = ("--duration", 0, "--batch", 1, "--in-flight", 1, "--warm-up", 0, "--roofline", "L4", "--json")
+    result = bench(tiny, *options)
+    assert result.exit_code == 0, result.stderr
+    (ceiling,) = json.loads(result.stdout)["roofline"]
+    assert ceiling["compute"] > 0 and ceiling["memory"] is None
+    folder = own(tiny)  # as earlier versions built it
+    manifest = read_manifest(folder)
+    manifest.gmac = None
+    write_manifest(folder, manifest)
+    result = bench(folder, *options)
+    assert result.exit_code != 0 and "needs a TensorRT plan" in result.stderr

@@ -16,6 +16,7 @@ from infer.backends.base import Outputs
 from infer.classify_job import Shard, Tally, run_job, skip_kept
 from infer.errors import ImageError, InputError, IResNetError
 from infer.job_progress import Meter
+from infer.pipeline import run_records
 from infer.preprocess import Preprocessing
 from infer.sinks import Kept
 from infer.sources import Record
@@ -52,6 +53,9 @@ class Echo:
             future.set_result(Outputs(np.zeros((len(red), 256)), np.ones((len(red), 1), np.float32), red[:, None]))
         return future
 
+    def try_acquire(self, rows):
+        return None
+
 
 class Sink:
     def __init__(self, fails_at=None):
@@ -70,7 +74,9 @@ def job():
             sink=sink or Sink(), backend=backend or Echo(), meter=Meter(), tally=Tally(), failed=[], changes=0
         )
         labels = [str(i) for i in range(256)]
-        runner = SimpleNamespace(backend=state.backend, preprocessing=Preprocessing(8, 8), labels=labels)
+        runner = SimpleNamespace(
+            backend=state.backend, labels=labels, run=partial(run_records, state.backend, Preprocessing(8, 8))
+        )
 
         def changed():
             state.changes += 1

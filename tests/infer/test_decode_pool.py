@@ -163,3 +163,74 @@ def test_bounds(options):
     with pytest.raises(InputError, match="at least 1, found 0"):
         load_batches([], SPEC, **options)
     assert usable_cpus() >= 1
+
+
+class Buffers:
+    """Memory of a consumer: so many buffers, and what became of each."""
+
+    def __init__(self, count, rows=100):
+        self.memory = [np.zeros((rows, 16, 16, 3), np.uint8) for _ in range(count)]
+        self.asked, self.taken, self.released = [], [], []
+
+    def acquire(self, rows):
+        self.asked.append(rows)
+        if not self.memory:
+            return None
+        buffer = Buffer(self, self.memory.pop(0)[:rows])
+        self.taken.append(buffer)
+        return buffer
+
+
+class Buffer:
+    def __init__(self, owner, images):
+        self.owner, self.images = owner, images
+
+    def release(self):
+        self.owner.released.append(self)
+
+
+def test_batches_are_written_where_the_consumer_says():
+    buffers = Buffers(2)
+    batches = list(load_batches(map(record, range(11)), SPEC, 3, workers=2, acquire=buffers.acquire))
+    assert buffers.asked == [3, 3, 3, 2]
+    assert [b.buffer for b in batches] == [*buffers.taken, None, None]
+    for b in batches:
+        for index, row in zip(b.indices, b.images, strict=True):
+            assert (row == expected(index)).all()
+    for b, memory in zip(batches, buffers.taken, strict=False):
+        assert np.shares_memory(b.images, memory.images) and b.images.ctypes.data == memory.images.ctypes.data
+    assert buffers.released == []
+
+
+def test_failures_do_not_leave_gaps_in_the_buffer():
+    buffers = Buffers(1)
+    (batch,) = load_batches(
+        [broken(0), record(1), broken(2), record(3), record(4)], SPEC, 5, workers=2, acquire=buffers.acquire
+    )
+    assert batch.indices.tolist() == [1, 3, 4] and [f.index for f in batch.failures] == [0, 2]
+    assert batch.images.ctypes.data == buffers.taken[0].images.ctypes.data
+    for index, row in zip((1, 3, 4), buffers.taken[0].images[:3], strict=True):
+        assert (row == expected(index)).all()
+
+
+def test_buffers_come_back_when_the_loop_ends_early():
+    buffers = Buffers(8)
+    stream = load_batches(map(record, range(50)), SPEC, 2, workers=2, acquire=buffers.acquire)
+    first = next(stream)
+    stream.close()
+    assert len(buffers.taken) > 1
+    assert buffers.released == [b for b in buffers.taken if b is not first.buffer]
+    buffers = Buffers(8)
+    with pytest.raises(ImageError):
+        list(load_batches([record(0), broken(1)], SPEC, 2, workers=2, strict=True, acquire=buffers.acquire))
+    assert buffers.released == buffers.taken != []
+
+
+def test_fast_reaches_the_decoder():
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    item = record(0, buffer.getvalue)
+    exact, fast = (next(load_batches([item], SPEC, 1, fast=fast)).images[0] for fast in (False, True))
+    assert (exact != fast).any()
+    assert (fast == preprocess(decode_image(buffer.getvalue(), shortest=40), SPEC)).mean() > 0.9

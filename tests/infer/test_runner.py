@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from infer.backends.base import Outputs
 from infer.bundle import read_manifest
 from infer.errors import BundleError, ImageError, InputError, TargetUnavailableError, UntrainedError
 from infer.preprocess import preprocess
+from infer.sources import Record
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,26 @@ def test_backends_get_whole_rows_of_memory(tiny):
     runner = Runner(tiny, read_manifest(tiny), [""] * 10, Counting(), False)
     images = pictures(8)[::2]
     assert np.array_equal(runner.infer(images).logits[:, 0], images.reshape(4, -1)[:, 0])
+
+
+def test_records_are_decoded_and_run_in_order(runner, expected, photos):
+    def record(number, data):
+        return Record(f"image {number}", Path(), "", lambda: data)
+
+    wanted = classes_of(expected, photos)
+    bad = {3, 7, *range(2 * runner.backend.max_batch, 3 * runner.backend.max_batch)}  # the third batch: all of it
+    count = 4 * runner.backend.max_batch + 1
+    records = [record(n, b"no image" if n in bad else encoded(photos[n % 5])) for n in range(count)]
+    answers = list(runner.run(iter(records), workers=2))
+    assert len(answers) == 5
+    assert [f.index for a in answers for f in a.failures] == sorted(bad)
+    assert answers[2].outputs is None and answers[2].records == []
+    full = [a for a in answers if a.outputs is not None]
+    found = {i: c[0] for a in full for i, c in zip(a.indices.tolist(), a.outputs.classes.tolist(), strict=True)}
+    assert found == {n: wanted[n % 5] for n in range(count) if n not in bad}
+    assert [r.name for a in answers for r in a.records] == [f"image {n}" for n in found]
+    with pytest.raises(ImageError, match="image 3"):
+        list(runner.run(records, strict=True))
 
 
 # --- opening and closing ---------------------------------------------------------------------------------------------

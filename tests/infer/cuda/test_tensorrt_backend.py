@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from trt_stand_in.graph import write_graph
 from trt_stand_in.kernels import run_graph
 
+from infer.cuda.pinned import PinnedBatch
 from infer.errors import BundleError, InputError, TargetUnavailableError
+from infer.preprocess import Preprocessing
+from infer.runner import Runner
+from infer.sources import Record
 
 
 def test_infer_gives_the_rows_of_any_batch(stack: Any) -> None:
@@ -125,6 +133,61 @@ def test_unused_pinned_batches_come_back(stack_11: Any) -> None:
         backend.acquire(1, timeout=1.0).release()
         del held[1:]
         stack_11.check(stack_11.images(8), backend.infer(stack_11.images(8)))
+
+
+def test_half_of_the_buffers_are_given_without_waiting(stack_11: Any) -> None:
+    with stack_11.open() as backend:
+        held = [backend.try_acquire(2) for _ in range(3)]
+        assert None not in held and backend.try_acquire(1) is None
+        stack_11.check(stack_11.images(8), backend.infer(stack_11.images(8)))  # the other half is free for this
+        held[0].release()
+        with backend.try_acquire(1) as again:
+            again.images[:] = stack_11.images(1)
+            assert backend.try_acquire(1) is None
+            stack_11.check(stack_11.images(1), again.submit().result())
+        rest = [backend.acquire(1) for _ in range(4)]  # all are in use
+        assert backend.try_acquire(1) is None
+        with pytest.raises(InputError, match="1 to 8 images"):
+            backend.try_acquire(9)
+        del held, rest
+    with pytest.raises(InputError, match="closed"):
+        backend.try_acquire(1)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_records_are_decoded_into_pinned_memory(stack_11: Any, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stack_11.open(slots=slots) as backend:
+        side = stack_11.plan.image[0]
+        pictures = stack_11.images(37)
+        records = [Record(str(n), Path(), "", partial(_picture, pictures[n])) for n in range(37)]
+        records[4] = Record("bad", Path(), "", lambda: b"no image")
+        model = SimpleNamespace(num_classes=stack_11.plan.num_classes)
+        manifest = SimpleNamespace(
+            preprocessing=Preprocessing(side, side).to_json(),
+            model=model,
+            outputs=[None, SimpleNamespace(shape=(None, stack_11.plan.top_k))],
+        )
+        pinned = []
+        submit = PinnedBatch.submit
+        monkeypatch.setattr(PinnedBatch, "submit", lambda self, rows=None: pinned.append(rows) or submit(self, rows))
+        runner = Runner(Path(), manifest, [], backend, True)
+        answers = list(runner.run(records))
+        good = [n for n in range(37) if n != 4]
+        assert [n for a in answers for n in a.indices.tolist()] == good
+        assert [f.index for a in answers for f in a.failures] == [4]
+        for a in answers:
+            stack_11.check(pictures[a.indices], a.outputs)
+        assert pinned and all(rows in (5, 7, 8) for rows in pinned)
+        stream = runner.run(records)
+        next(stream)
+        stream.close()
+        backend.acquire(1, timeout=5).release()
+
+
+def _picture(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_submit_waits_while_all_slots_are_under_way(stack_11: Any) -> None:

@@ -1,0 +1,122 @@
+"""What fast mode, the decoding of large JPEG files at a reduced size, changes: top-1 of a trained model, grey levels.
+
+    python benchmarks/fast_decode.py engines/iresnet50_fashion-fp32 [--images 2000] [--json]
+
+The model is the shipped one, whose test images have 28 x 28 pixels: they are enlarged, smoothly (bicubic) and with
+hard edges (nearest), and written as JPEG, quality 93. That is no ImageNet; the photos say what happens to sharp ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from preprocess import jpegs
+
+from infer import jpeg, open_bundle
+from infer.datasets import LabelledDataset, open_dataset
+from infer.images import decode_image, scale_of
+from infer.preprocess import IMAGENET
+
+ENLARGED = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
+SIDES, MARGINS = (448, 1024), (1, 2, 4)
+
+
+def enlarged(dataset: LabelledDataset, side: int, how: Image.Resampling) -> LabelledDataset:
+    """The same images as JPEG files of side x side pixels."""
+
+    def read(record) -> bytes:
+        buffer = io.BytesIO()
+        decode_image(record.load()).resize((side, side), how).save(buffer, "JPEG", quality=93)
+        return buffer.getvalue()
+
+    return replace(dataset, records=tuple(replace(r, read=lambda r=r: read(r)) for r in dataset.records))
+
+
+def classes(runner, dataset: LabelledDataset, fast: bool) -> np.ndarray:
+    return np.concatenate(
+        [answers.outputs.classes[:, 0] for answers in runner.run(dataset.records, strict=True, fast=fast)]
+    )
+
+
+def model_rows(bundle: str, images: int) -> list[dict]:
+    """Top-1 and agreement with exact decoding, for each size and margin."""
+    rows = []
+    shipped = Path(__file__).resolve().parents[1] / "engine_build/shipped/iresnet50_fashion"
+    with open_bundle(bundle) as runner:
+        dataset = open_dataset([shipped / "test.tar.gz"], runner.labels, limit=images)
+        for how, filter_ in ENLARGED.items():
+            for side in SIDES:
+                files = enlarged(dataset, side, filter_)
+                exact = classes(runner, files, False)
+                for margin in MARGINS:
+                    jpeg.FAST_MARGIN = margin
+                    scale = scale_of((side, side), margin * runner.preprocessing.resize)
+                    found = classes(runner, files, True) if scale > 1 else exact
+                    rows.append(
+                        {
+                            "enlarged": how, "side": side, "margin": margin, "scale": scale, "images": len(dataset),
+                            "top1_exact": 100 * float((exact == dataset.targets).mean()),
+                            "top1_fast": 100 * float((found == dataset.targets).mean()),
+                            "agreement": 100 * float((found == exact).mean()),
+                        }
+                    )  # fmt: skip
+    return rows
+
+
+def photo_rows() -> list[dict]:
+    """Grey levels between fast and exact decoding of photos."""
+    rows = []
+    exact, fast = (np.empty((224, 224, 3), np.uint8) for _ in range(2))
+    for width, height in ((2000, 1500), (4000, 3000)):
+        files = jpegs((width, height), mosaic=True)
+        for margin in MARGINS:
+            jpeg.FAST_MARGIN = margin
+            off = []
+            for data in files:
+                jpeg.load_input(data, IMAGENET, exact)
+                jpeg.load_input(data, IMAGENET, fast, fast=True)
+                off.append(np.abs(exact.astype(int) - fast))
+            rows.append(
+                {
+                    "photos": f"{width}x{height}", "margin": margin,
+                    "scale": scale_of((width, height), margin * IMAGENET.resize),
+                    "mean": float(np.mean(off)), "p99": float(np.percentile(off, 99)), "max": int(np.max(off)),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = {
+        "decoder": jpeg.decoder_name(),
+        "model": model_rows(options.bundle, options.images),
+        "photos": photo_rows(),
+    }
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    print(f"decoder: {results['decoder']}")
+    for rows in (results["model"], results["photos"]):
+        print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+        for row in rows:
+            print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
