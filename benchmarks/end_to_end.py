@@ -74,7 +74,6 @@ Way = Callable[[float], int]  # runs for some seconds, returns how many images c
 
 def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
     """The path of ``python -m infer classify``."""
-    from infer.decode_pool import load_batches
     from infer.predictions import rank
     from infer.runner import open_bundle
     from infer.sources import iter_records
@@ -83,10 +82,10 @@ def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
 
     def run(seconds: float) -> int:
         records = (next(iter_records([path])) for path in repeated(files, seconds))
-        batches = load_batches(records, runner.preprocessing, runner.backend.max_batch)
         done = 0
-        for batch, outputs in runner.stream_pairs((batch, batch.images) for batch in batches):
-            done += len(rank([record.name for record in batch.records], outputs, runner.labels))
+        for answers in runner.run(records):
+            assert answers.outputs is not None and not answers.failures
+            done += len(rank([record.name for record in answers.records], answers.outputs, runner.labels))
         return done
 
     return run

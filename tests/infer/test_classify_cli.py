@@ -376,6 +376,7 @@ def interrupted(call, tiny, album, tmp_path):
         (["--target", "onnxruntime"], "target: openvino there, onnxruntime here"),
         (["more.png"], "inputs: 18 there, 19 here"),
         (["--column", "x"], "column: none there, x here"),
+        (["--fast-decode"], ", fast here"),
     ],
 )
 def test_another_job_cannot_go_on(call, interrupted, tmp_path, options, message):

@@ -86,6 +86,29 @@ def test_a_threshold_that_is_missed(pair, labelled, monkeypatch):
     assert read_manifest(pair).accuracy[0]["passed"] is False
 
 
+@pytest.fixture
+def large(labelled, tmp_path):
+    """The same images as JPEG files large enough to be decoded at reduced size, and one that is broken."""
+    for path in sorted(labelled.rglob("*.png"))[::2]:
+        target = tmp_path / "large" / path.parent.name / f"{path.stem}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BICUBIC).save(target, quality=90)
+    target.with_stem("zzz").write_bytes(target.read_bytes()[:200])
+    return tmp_path / "large"
+
+
+def test_fast_decoding_is_compared_with_exact_pixels(pair, large):
+    exact = verify_bundle(pair, [str(large)]).record
+    result = verify_bundle(pair, [str(large)], fast_decode=True)
+    fast = result.record
+    assert "fast_decode" not in exact and fast["fast_decode"] is True
+    assert fast["images"] == exact["images"] == 40 and len(result.failures) == 1
+    assert fast["reference_top1"] == exact["reference_top1"]
+    assert fast["mean_logit_difference"] > 3 * exact["mean_logit_difference"]  # other pixels than FP32's
+    assert fast["agreement"] > 90
+    assert read_manifest(pair).accuracy == [exact, fast]  # neither replaces the other
+
+
 def test_no_reference_at_all(own, shipped, labelled):
     bundle = own(shipped("fp16"))
     found = verify_bundle(bundle, [str(labelled)], limit=20).record
