@@ -24,6 +24,7 @@ from preprocess import jpegs
 
 from infer import jpeg, open_bundle
 from infer.datasets import LabelledDataset, open_dataset
+from infer.fast_decode import measure_fast_decode
 from infer.images import decode_image, scale_of
 from infer.preprocess import IMAGENET
 
@@ -42,12 +43,6 @@ def enlarged(dataset: LabelledDataset, side: int, how: Image.Resampling) -> Labe
     return replace(dataset, records=tuple(replace(r, read=lambda r=r: read(r)) for r in dataset.records))
 
 
-def classes(runner, dataset: LabelledDataset, fast: bool) -> np.ndarray:
-    return np.concatenate(
-        [answers.outputs.classes[:, 0] for answers in runner.run(dataset.records, strict=True, fast=fast)]
-    )
-
-
 def model_rows(bundle: str, images: int) -> list[dict]:
     """Top-1 and agreement with exact decoding, for each size and margin."""
     rows = []
@@ -57,19 +52,12 @@ def model_rows(bundle: str, images: int) -> list[dict]:
         for how, filter_ in ENLARGED.items():
             for side in SIDES:
                 files = enlarged(dataset, side, filter_)
-                exact = classes(runner, files, False)
                 for margin in MARGINS:
                     jpeg.FAST_MARGIN = margin
                     scale = scale_of((side, side), margin * runner.preprocessing.resize)
-                    found = classes(runner, files, True) if scale > 1 else exact
-                    rows.append(
-                        {
-                            "enlarged": how, "side": side, "margin": margin, "scale": scale, "images": len(dataset),
-                            "top1_exact": 100 * float((exact == dataset.targets).mean()),
-                            "top1_fast": 100 * float((found == dataset.targets).mean()),
-                            "agreement": 100 * float((found == exact).mean()),
-                        }
-                    )  # fmt: skip
+                    if scale > 1:
+                        effect = measure_fast_decode(runner, files).to_json()
+                        rows.append({"enlarged": how, "side": side, "margin": margin, "scale": scale, **effect})
     return rows
 
 

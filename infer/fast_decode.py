@@ -63,10 +63,10 @@ def measure_fast_decode(runner: Runner, dataset: LabelledDataset, *, workers: in
         both = np.intersect1d(exact.indices, fast.indices)
         a = exact.images[np.isin(exact.indices, both)]
         b = fast.images[np.isin(fast.indices, both)]
-        off = np.abs(a.astype(np.int16) - b).reshape(len(both), -1)
-        differ = off.any(axis=1)
+        off = np.abs(a.astype(np.int16) - b)
+        differ = off.any(axis=(1, 2, 3))
         changed += int(differ.sum())
-        levels += float(off[differ].mean(axis=1).sum())
+        levels += float(off[differ].mean(axis=(1, 2, 3)).sum())
         best_a, best_b = (runner.infer(inputs).classes[:, 0] for inputs in (a, b))
         targets = dataset.targets[both]
         images += len(both)
