@@ -22,7 +22,7 @@ flag = $(if $($(1)),$(2) "$($(1))")
 SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
   $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
 
-.PHONY: help demo engine calibrate models classify verify bench embed info test lint train-shipped setup clean distclean
+.PHONY: help demo engine calibrate models classify verify bench embed native info test lint train-shipped setup clean distclean
 
 help:  ## this text
 	@echo "make TARGET [NAME=value ...]"; echo
@@ -64,6 +64,9 @@ lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+native: $(READY)  ## compile the JPEG kernel in place, after a change of infer/native
+	$(RUN) setup.py build_ext --inplace
 
 embed: $(READY)  ## C library, headers and C++ example in build/embed
 	$(RUN) embed/build.py --output build/embed $(ARGS)
