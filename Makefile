@@ -14,6 +14,7 @@ ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 # With an NVIDIA GPU the venv also gets TensorRT and pycuda.
 EXTRAS := build,test,lint$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)gpu)
@@ -77,12 +78,17 @@ train-shipped: $(READY)  ## train the shipped model again (needs Debian's datase
 
 setup: $(READY)  ## make .venv only
 
-$(READY): setup.py constraints.txt
+$(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version). Pass PYTHON=..." >&2; exit 2; }
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# The JPEG kernel anew when its sources have changed; optional, as in the installation.
+$(READY): $(INSTALLED) $(wildcard infer/native/*.[ch])
+	@$(RUN) setup.py --quiet build_ext --inplace || echo "infer/native was not compiled; JPEG files go through libraries"
 	@touch $@
 
 clean:  ## remove built engines and caches
