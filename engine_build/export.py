@@ -14,7 +14,7 @@ import torch
 
 from calibration.onnx_index import Index
 from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
-from engine_build.reference import graph_logits, torch_logits
+from engine_build.reference import graph_logits, remembered, torch_logits
 from engine_build.synthetic import synthetic_images
 from infer.errors import GraphError
 from infer.preprocess import Preprocessing
@@ -38,7 +38,7 @@ def export_torch(model: torch.nn.Module, spec: Preprocessing) -> tuple[onnx.Mode
     assert program is not None
     graph = onnx.ModelProto()
     graph.CopyFrom(program.model_proto)
-    reference = torch_logits(model, spec)
+    reference = remembered(torch_logits(model, spec))
     check_step("export", graph, spec, reference)
     return graph, reference
 
@@ -105,7 +105,7 @@ def _run_batched(model: onnx.ModelProto, spec: Preprocessing, path: Path) -> tup
     """The logits in ONNX Runtime and the number of classes, once two images together give what each gives alone."""
     images = synthetic_images(2, spec.crop)
     try:
-        reference = graph_logits(model, spec)
+        reference = remembered(graph_logits(model, spec))
         together = reference(images)
         alone = np.concatenate([reference(images[:1]), reference(images[1:])])
     except Exception as error:  # ONNX Runtime raises classes of its own that share no base

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index
 from engine_build.graph import CLASSES, LOGITS, SCORES
+from engine_build.shapes import infer_shapes
 from infer.errors import InputError
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -142,8 +143,8 @@ class _Caster:
 
 def value_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor, by ONNX shape inference."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    inferred = infer_shapes(model)
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
     return types
