@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infer.backends.base import Backend, GpuOptions
+from infer.backends.base import HOST_CODE_VARIABLE, Backend, GpuOptions
 from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
@@ -91,6 +91,11 @@ def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions) 
     from infer.plan_fit import RTX, check_plan_fits
 
     check_plan_fits(plan, find_gpus()[0][gpu.device], import_module(plan.target).__version__)
+    if plan.version_compatible and plan.target != RTX and not gpu.host_code_allowed:
+        raise BundleError(
+            f"{path}: a version-compatible plan holds code that runs on this machine. If you trust this bundle, set "
+            f"{HOST_CODE_VARIABLE}=1, or pass gpu=GpuOptions(host_code=True)"
+        )
     logits, scores = manifest.outputs[0].shape, manifest.outputs[1].shape
     return TensorRTBackend(
         path, plan.target, input_shape=manifest.inputs[0].shape[1:], num_classes=logits[1], top_k=scores[1],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+HOST_CODE_VARIABLE = "IRESNET_ALLOW_HOST_CODE"
 
 
 class Outputs(NamedTuple):
@@ -38,6 +41,8 @@ class GpuOptions:
             run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
             ones arrive, the last bits of results may change.
         spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
+        host_code: load version-compatible plans of full TensorRT, which hold a runtime that is executed on the host:
+            only for plans that you trust. None asks the environment, ``IRESNET_ALLOW_HOST_CODE=1``.
     """
 
     device: int = 0
@@ -47,6 +52,12 @@ class GpuOptions:
     graph_batches: tuple[int, ...] | None = None
     specialization: str = "lazy"
     spin: bool = False
+    host_code: bool | None = None
+
+    @property
+    def host_code_allowed(self) -> bool:
+        """``host_code``, where it is None what the environment says."""
+        return os.environ.get(HOST_CODE_VARIABLE) == "1" if self.host_code is None else self.host_code
 
 
 class InputBuffer(Protocol):

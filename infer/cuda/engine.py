@@ -33,6 +33,7 @@ class Engine:
         cuda_graphs: TensorRT for RTX only: let it capture graphs by itself.
         runtime_cache: TensorRT for RTX only: file for the kernels it compiles on this GPU, read if it is there.
         specialization: TensorRT for RTX only: when it compiles for a batch size, ``lazy``, ``eager`` or ``none``.
+        host_code: see :class:`~infer.backends.base.GpuOptions`.
 
     Raises:
         TargetUnavailableError: the plan is not for this version of TensorRT or this GPU.
@@ -47,12 +48,20 @@ class Engine:
     """
 
     def __init__(
-        self, plan: Path, target: str, *, cuda_graphs: bool, runtime_cache: Path | None, specialization: str = "lazy"
+        self,
+        plan: Path,
+        target: str,
+        *,
+        cuda_graphs: bool,
+        runtime_cache: Path | None,
+        specialization: str = "lazy",
+        host_code: bool = False,
     ) -> None:
         self._trt: Any = importlib.import_module(target)
         self.messages: deque[str] = deque(maxlen=20)
         self._logger = _make_logger(self._trt, self.messages)
         self._runtime: Any = self._trt.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = host_code
         self.graphs_inside = target == RTX and cuda_graphs
         self.specialized = target == RTX
         self._cache_file = runtime_cache if target == RTX else None

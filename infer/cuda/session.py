@@ -65,6 +65,7 @@ class Session:
                         cuda_graphs=graphs,
                         runtime_cache=runtime_cache,
                         specialization=options.specialization,
+                        host_code=options.host_code_allowed,
                     )
                 except DeviceMemoryError as error:
                     raise self._does_not_fit(plan, "the weights", plan.stat().st_size, error) from error

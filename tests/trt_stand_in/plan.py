@@ -27,6 +27,7 @@ class StandInPlan:
         scratch_bytes: scratch memory for any batch.
         scratch_per_image: more of it for each image.
         capturable: whether the network can be captured in a CUDA graph.
+        host_code: whether it holds a runtime of its own, as version-compatible plans do.
         tensors: names and types of inputs (first) and outputs.
     """
 
@@ -43,6 +44,7 @@ class StandInPlan:
     scratch_bytes: int = 1000
     scratch_per_image: int = 100
     capturable: bool = True
+    host_code: bool = False
     tensors: tuple[tuple[str, str], ...] = (
         ("images", "UINT8"),
         ("logits", "FLOAT"),

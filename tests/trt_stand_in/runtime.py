@@ -55,6 +55,8 @@ class Runtime(Guarded):
             return self._refuse(
                 f"The engine plan file is not compatible with this version of TensorRT ({plan.version})"
             )
+        if plan.host_code and not self.engine_host_code_allowed:
+            return self._refuse("The engine contains host code, which IRuntime::getEngineHostCodeAllowed() forbids")
         memory = _Memory(self._emulator, plan.weights_bytes)
         if memory.status:
             return self._refuse(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from infer.backends.base import GpuOptions
 from infer.bundle import Plan, file_entry, read_manifest, write_manifest
 from infer.cli import app
-from infer.errors import InputError, TargetUnavailableError
+from infer.errors import BundleError, InputError, TargetUnavailableError
 from infer.runner import Runner, open_bundle
 
 
@@ -87,3 +87,23 @@ def test_the_benchmark_states_its_flags(bundle: Path) -> None:
     flags = json.loads(done.stdout)["flags"]
     assert (flags["CUDA graphs"], flags["waiting"]) == ("off", "blocking")
     assert flags["streams"] == "1, 2 batches in flight"
+
+
+def test_code_inside_a_plan_is_not_run_unasked(bundle: Path, stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(bundle)
+    image, graph = tuple(manifest.inputs[0].shape[1:]), str(bundle / "model.onnx")
+    stack_11.write("tensorrt.plan", image=image, top_k=manifest.outputs[1].shape[1], graph=graph, host_code=True)
+    manifest.plans[-1].files = [file_entry(bundle, "tensorrt.plan")]
+    write_manifest(bundle, manifest)
+    with pytest.raises(TargetUnavailableError, match="cannot load this plan"):
+        open_bundle(bundle, target="tensorrt")  # the manifest is silent about it, TensorRT refuses
+    manifest.plans[-1].version_compatible = True
+    write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match=r"holds code that runs on this machine.*IRESNET_ALLOW_HOST_CODE=1"):
+        open_bundle(bundle)  # no silent way out to another target
+    with open_bundle(bundle, gpu=GpuOptions(host_code=True)) as runner:
+        assert runner.target == "tensorrt"
+    monkeypatch.setenv("IRESNET_ALLOW_HOST_CODE", "1")
+    open_bundle(bundle).close()
+    with pytest.raises(BundleError):
+        open_bundle(bundle, gpu=GpuOptions(host_code=False))
