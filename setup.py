@@ -55,7 +55,7 @@ setup(
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",
             *PARQUET, "cffi>=1.17", "matplotlib>=3.9", "scikit-learn>=1.5", "torchvision>=0.24", "scipy>=1.13",
             "tritonclient[grpc]>=2.60" + LINUX_X86,
-            "simplejpeg>=1.8", "cykooz-resizer>=4",
+            "simplejpeg>=1.8", "cykooz-resizer>=4", "polygraphy>=0.49",
         ],
         "report": ["matplotlib>=3.9"],
         "lint": ["ruff>=0.14", "mypy>=1.15"],
