@@ -25,7 +25,7 @@ LIBRARY = "libiresnet_infer.so"
 # What infer/embedding.py implements. Each ends with a buffer for the message of an error.
 EXTERNS = """
 int _iresnet_start(char *, size_t);
-int _iresnet_open(const char *, const char *, int, int, uint64_t *, char *, size_t);
+int _iresnet_open(const char *, const char *, int, int, int, int, int, uint64_t *, char *, size_t);
 int _iresnet_info(uint64_t, iresnet_info *, char *, size_t);
 int _iresnet_label(uint64_t, int32_t, const char **, char *, size_t);
 int _iresnet_preprocess(uint64_t, const uint8_t *, int32_t, int32_t, size_t, uint8_t *, size_t, char *, size_t);

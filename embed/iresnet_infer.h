@@ -40,6 +40,9 @@ typedef struct iresnet_options {
     const char *target;  /* "tensorrt", "tensorrt_rtx", "openvino"; NULL: the fastest that runs here */
     int threads;         /* CPU threads of a CPU target; 0: its own choice */
     int allow_untrained; /* open a bundle with random weights too */
+    int device;          /* GPU of a TensorRT target: its ordinal */
+    int slots;           /* streams on that GPU, with two batches in flight on each; 0: three */
+    int spin;            /* let threads that wait for that GPU spin: lower latency, busy cores */
 } iresnet_options;
 
 typedef struct iresnet_info {

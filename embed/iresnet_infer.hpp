@@ -41,6 +41,9 @@ struct Options {
     std::string target;           // empty: the fastest that runs here
     int threads = 0;              // of a CPU target; 0: its own choice
     bool allow_untrained = false; // random weights too
+    int device = 0;               // GPU of a TensorRT target: its ordinal
+    int slots = 0;                // streams on that GPU; 0: three
+    bool spin = false;            // threads that wait for that GPU spin
 };
 
 // Results of a batch, row-major, best class first.
@@ -57,7 +60,8 @@ public:
         if (iresnet_abi_version() != IRESNET_ABI_VERSION)
             throw Error(IRESNET_INTERNAL_ERROR, "libiresnet_infer and iresnet_infer.h are of different versions");
         const iresnet_options plain{sizeof(iresnet_options), options.target.empty() ? nullptr : options.target.c_str(),
-                                    options.threads, options.allow_untrained};
+                                    options.threads, options.allow_untrained, options.device, options.slots,
+                                    options.spin};
         check(iresnet_open(bundle.c_str(), &plain, &runner_));
         if (const iresnet_status status = iresnet_get_info(runner_, &info_); status != IRESNET_OK) {
             const Error error(status, iresnet_last_error());

@@ -112,7 +112,7 @@ const char *iresnet_last_error(void) { return last_error; }
 
 iresnet_status iresnet_open(const char *bundle, const iresnet_options *options, iresnet_runner **runner)
 {
-    static const iresnet_options defaults = {sizeof(iresnet_options), NULL, 0, 0};
+    static const iresnet_options defaults = {.size = sizeof(iresnet_options)};
     uint64_t handle = 0;
     NEED(bundle);
     NEED(runner);
@@ -120,8 +120,8 @@ iresnet_status iresnet_open(const char *bundle, const iresnet_options *options, 
         options = &defaults;
     if (options->size != sizeof *options)
         return fail(IRESNET_INVALID_ARGUMENT, "options.size: expected sizeof(iresnet_options) of this library's header");
-    iresnet_status status =
-        CALL(_iresnet_open, bundle, options->target, options->threads, options->allow_untrained, &handle);
+    iresnet_status status = CALL(_iresnet_open, bundle, options->target, options->threads, options->allow_untrained,
+                                 options->device, options->slots, options->spin, &handle);
     if (status == IRESNET_OK)
         *runner = (iresnet_runner *)(uintptr_t)handle;
     return status;

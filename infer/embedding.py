@@ -103,13 +103,27 @@ class Library:
     def start(self) -> None:
         """Answer: the package is loaded."""
 
-    def open(self, bundle: Any, target: Any, threads: int, allow_untrained: int, handle: Any) -> None:
+    def open(
+        self,
+        bundle: Any,
+        target: Any,
+        threads: int,
+        allow_untrained: int,
+        device: int,
+        slots: int,
+        spin: int,
+        handle: Any,
+    ) -> None:
         """``iresnet_open``."""
+        from infer.backends.base import GpuOptions
         from infer.runner import open_bundle
 
         folder = os.fsdecode(self._ffi.string(bundle))
         name = self._ffi.string(target).decode() if target else None
-        runner = open_bundle(folder, target=name, allow_untrained=bool(allow_untrained), threads=threads or None)
+        gpu = GpuOptions(device=device, slots=slots or GpuOptions.slots, spin=bool(spin))
+        runner = open_bundle(
+            folder, target=name, allow_untrained=bool(allow_untrained), threads=threads or None, gpu=gpu
+        )
         try:
             runner.require_trained()
         except IResNetError:

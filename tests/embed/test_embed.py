@@ -29,6 +29,9 @@ class Options(ctypes.Structure):
         ("target", ctypes.c_char_p),
         ("threads", ctypes.c_int),
         ("allow_untrained", ctypes.c_int),
+        ("device", ctypes.c_int),
+        ("slots", ctypes.c_int),
+        ("spin", ctypes.c_int),
     )
 
 

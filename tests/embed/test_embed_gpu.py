@@ -90,6 +90,15 @@ int main(int, char **values)
 {
     iresnet::Options options;
     options.target = "tensorrt";
+    options.device = 9;
+    try {
+        iresnet::Runner(values[1], options);
+    } catch (const iresnet::Error &error) {
+        std::printf("device %d %s\n", error.status(), error.what());
+    }
+    options.device = 0;
+    options.slots = 2;
+    options.spin = true;
     const iresnet::Runner runner(values[1], options);
     std::ifstream file(values[2], std::ios::binary);
     const std::vector<uint8_t> images{std::istreambuf_iterator<char>(file), {}};
@@ -123,7 +132,7 @@ int main(int, char **values)
     to_host(found.scores.data(), scores, best, stream);
     to_host(found.classes.data(), classes, best, stream);
     driver<int (*)(void *)>("cuStreamSynchronize")(stream);
-    std::printf("info %d\n", runner.info().device_pointers);
+    std::printf("info %d, %d in flight\n", runner.info().device_pointers, runner.info().in_flight);
     std::printf("equal %d\n", found.logits == expected.logits && found.scores == expected.scores &&
                                   found.classes == expected.classes);
     try {
@@ -154,8 +163,9 @@ def test_device_memory_on_a_stream_of_the_caller(built, bundle, environment, shi
         timeout=120, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    info, equal, odd, host = done.stdout.splitlines()
-    assert (info, equal) == ("info 1", "equal 1")
+    missing, info, equal, odd, host = done.stdout.splitlines()
+    assert missing.startswith("device 3 ") and "expected CUDA device 9, found" in missing
+    assert (info, equal) == ("info 1, 4 in flight", "equal 1")
     assert odd.startswith("odd 1 images: expected an address on a multiple of 256 bytes")
     assert host.startswith("host 1 images: expected memory of CUDA device 0, found no device memory")
 
