@@ -104,7 +104,10 @@ class DeviceBatch(NamedTuple):
         host = None
         if self.pixels:  # first: this may wait, or fail, before anything reads device memory
             host = list(self.pixels), backend.submit(np.stack(list(self.pixels.values())))
-        answer = DeviceAnswer((self.rows, backend.infer_device(self.decoded)) if self.rows else None, host)
+        device = None
+        if self.rows:
+            device = self.rows, backend.infer_device(self.decoded, stream=backend.own_stream())
+        answer = DeviceAnswer(device, host)
         self.under_way.add(answer)
         return answer
 

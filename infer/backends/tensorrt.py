@@ -274,6 +274,17 @@ class TensorRTBackend:
             )
             return DeviceOutputs(logits, scores, classes, ready, found.owner)
 
+    def own_stream(self) -> int:
+        """A stream of the runner for :meth:`infer_device`: results come in order, and none waits for later batches.
+
+        (Copies to the host from results on the default stream wait for everything that was put there meanwhile.)
+
+        Raises:
+            InputError: the runner is closed.
+        """
+        with self._session.context:
+            return self._session.own_stream()
+
     def profile(self, batch: NDArray[np.uint8]) -> StageTimes:
         """Run one batch alone, without a graph, and time its stages with events on the device.
 
