@@ -147,6 +147,25 @@ def test_what_is_taken_decodes_as_on_the_host(decoder):
     assert off(np.asarray(work.finish()), files, spec).max() <= 1
 
 
+@needs_dali
+def test_damage_among_coded_pixels_is_judged_as_on_the_host(decoder):
+    rng, work, outcomes = np.random.default_rng(0), decoder(batch=1), []
+    sources = [encode(photo()), encode(photo("flower"), progressive=True)]
+    for number in range(200):
+        data = bytearray(sources[number % 2])
+        for at in rng.integers(700, len(data) - 2, rng.integers(1, 20)):
+            data[at] = rng.integers(0, 256)
+        plan = plan_file(bytes(data), IMAGENET, "image")
+        if plan is None:
+            continue  # to the host
+        work.start([plan])
+        pixels = work.finish()
+        outcomes.append(pixels is not None)
+        if pixels is not None:
+            assert off(np.asarray(pixels), [bytes(data)], IMAGENET).max() <= 1
+    assert 20 < sum(outcomes) < 200
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_images_are_left_to_the_host(orientation):
     exif = Image.Exif()
