@@ -6,6 +6,7 @@ one image. What DALI does not take is decoded on the host (:func:`infer.jpeg.loa
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from infer.backends.base import Backend, Outputs
 from infer.dali import Decoder, PlannedFile, plan_file, require_dali
 from infer.decode_pool import Failure, read_ahead, submit, usable_cpus, without_frames
-from infer.errors import ImageError, InputError, TargetUnavailableError
+from infer.errors import ImageError, InputError, IResNetError, TargetUnavailableError
 from infer.jpeg import load_input
 from infer.preprocess import Preprocessing
 from infer.sources import Record
@@ -215,7 +216,8 @@ def _load(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for answer in list(under_way):
-            answer.settle()
+            with contextlib.suppress(IResNetError):  # the device failed, or the runner was closed: nothing reads it
+                answer.settle()
         decoder.close()
 
 

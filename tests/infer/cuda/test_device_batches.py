@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from infer import device_batches
 from infer.backends.base import GpuOptions
 from infer.cli import app
+from infer.cuda.driver import DeviceError
 from infer.dali import Decoder, plan_file
 from infer.errors import ImageError, InputError, TargetUnavailableError
 from infer.jpeg import load_input
@@ -225,6 +226,21 @@ def test_leaving_early_frees_no_memory_that_is_read(runner: Runner, emulator: An
     stream.close()  # batches are under way; the emulator reports memory that is freed in use
     emulator.delay(COMPUTE, 0)
     assert len(list(runner.run([record(0, encoded(0))], decoder="dali"))) == 1
+
+
+def test_the_runner_may_be_closed_first(runner: Runner, emulator: Any) -> None:
+    stream = runner.run((record(number, encoded(number % 20)) for number in range(10**9)), decoder="dali")
+    next(stream)
+    runner.close()
+    stream.close()
+
+
+def test_a_network_that_fails_ends_the_run(runner: Runner, emulator: Any) -> None:
+    stream = runner.run((record(number, encoded(number % 20)) for number in range(10**9)), decoder="dali")
+    next(stream)
+    emulator.fail("emu_launch")
+    with pytest.raises(DeviceError):
+        list(stream)
 
 
 def test_a_result_does_not_wait_for_the_batches_behind_it(runner: Runner, emulator: Any) -> None:
