@@ -50,6 +50,8 @@ setup(
         "fast": ["simplejpeg>=1.8", "cykooz-resizer>=4"],
         # pycuda is compiled against the CUDA toolkit of the machine.
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],
+        # JPEG decoding on the GPU; with a driver of CUDA 12, nvidia-dali-cuda120. Too large (199 MB) for "test".
+        "dali": ["nvidia-dali-cuda130>=2.4"],
         "parquet": PARQUET,
         "test": [
             "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24",

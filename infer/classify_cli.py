@@ -57,6 +57,9 @@ def classify(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEG files at reduced size; not exact, see verify.")
     ] = False,
+    gpu_decode: Annotated[
+        bool, typer.Option("--gpu-decode", help="Decode JPEG files on the GPU, by NVIDIA DALI; TensorRT targets.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, max=5, help="Classes an image.")] = 5,
     target: Annotated[
         str | None,
@@ -78,6 +81,7 @@ def classify(
     make the exit code 1 (2 where no image could be read).
     """
     from infer.classify_job import Shard, Tally, begin, identity, run_job
+    from infer.device_batches import require_device
     from infer.job_progress import Meter, shown
     from infer.runner import open_bundle
     from infer.sinks import StreamSink, open_sink, partial_output
@@ -92,6 +96,7 @@ def classify(
         return
     with open_bundle(bundle, target=target, allow_untrained=allow_untrained, threads=threads) as runner:
         runner.require_trained()
+        dali = require_device(runner.backend, runner.preprocessing, fast=fast_decode) if gpu_decode else None
         top = min(top, runner.manifest.outputs[1].shape[1])
         records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column))
         meter, tally = Meter(), Tally()
@@ -106,7 +111,7 @@ def classify(
                 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, without the image's name
                 run_job(
                     runner, records, sink, top=top, strict=strict, fast=fast_decode,
-                    meter=meter, tally=tally, failed=named, changed=changed,
+                    decoder="dali" if gpu_decode else "host", meter=meter, tally=tally, failed=named, changed=changed,
                 )  # fmt: skip
 
         if partial is None:
@@ -114,7 +119,7 @@ def classify(
         else:
             sink = open_sink(partial, top)
             with _finished_or_kept(sink, partial, meter):
-                job = identity(runner, inputs, lists, part, column, top, fast=fast_decode)
+                job = identity(runner, inputs, lists, part, column, top, fast=fast_decode, dali=dali)
                 meter.skip(begin(sink, job, records, tally, resume=resume))
                 run(sink)
         named.close()

@@ -24,7 +24,7 @@ from infer.sinks import FileSink, Kept, Sink
 from infer.sources import PARQUET_SUFFIXES, TAR_SUFFIXES, Record, printable
 
 if TYPE_CHECKING:
-    from infer.pipeline import Answers
+    from infer.pipeline import Answers, DecoderName
     from infer.runner import Runner
 
 
@@ -87,11 +87,14 @@ def identity(
     top: int,
     *,
     fast: bool = False,
+    dali: str | None = None,
 ) -> dict[str, Any]:
     """What decides the rows of a job, as JSON; a resumed one must have the same.
 
     Folders, patterns and standard input are named only: that they still hold the same images is checked row by row.
+    ``dali`` is its version where it decodes.
     """
+    decoder = [*([f"dali {dali}"] if dali else []), decoder_name(), *(["fast"] if fast else [])]
     manifest = runner.manifest
     plans = [entry.sha256 for plan in manifest.plans if plan.target == runner.target for entry in plan.files]
     bundle = [manifest.graph.sha256, manifest.labels.sha256, manifest.preprocessing, plans]
@@ -101,7 +104,7 @@ def identity(
         "inputs": [_described(text) for text in inputs],
         "lists": [_described(path, whole=True) for path in lists],
         "shard": str(shard), "column": column, "top": top,
-        "decoder": f"{decoder_name()}{', fast' if fast else ''}",
+        "decoder": ", ".join(decoder),
     }  # fmt: skip
 
 
@@ -145,6 +148,7 @@ def run_job(
     top: int,
     strict: bool = False,
     fast: bool = False,
+    decoder: DecoderName = "host",
     meter: Meter,
     tally: Tally,
     failed: Callable[[Prediction], None],
@@ -161,6 +165,7 @@ def run_job(
         top: classes a row.
         strict: raise at the first image that cannot be read; the rows of the batches before it are written.
         fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
+        decoder: see :func:`infer.pipeline.run_records`.
         meter: kept up to date.
         tally: counts the rows.
         failed: told of each image that cannot be read.
@@ -170,7 +175,7 @@ def run_job(
         ImageError: under ``strict``.
         IResNetError: the sink cannot write.
     """
-    for answers in runner.run(records, strict=strict, fast=fast, waiting=meter.waiting):
+    for answers in runner.run(records, strict=strict, fast=fast, decoder=decoder, waiting=meter.waiting):
         rows = _rows(answers, runner.labels, top)
         with meter.waiting("write"):
             sink.write(rows)

@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends.base import InputBuffer
+from infer.backends.base import Backend, InputBuffer, Outputs
 from infer.errors import ImageError, InputError
 from infer.jpeg import load_input
 from infer.preprocess import Preprocessing
@@ -62,6 +62,21 @@ class Batch(NamedTuple):
     indices: NDArray[np.int64]
     failures: list[Failure]
     buffer: InputBuffer | None = None
+
+    def submit(self, backend: Backend) -> Future[Outputs] | None:
+        """Start the n images on ``backend``; None when there are none."""
+        rows = len(self.images)
+        if self.buffer is None:
+            return backend.submit(self.images) if rows else None
+        if rows:
+            return self.buffer.submit(rows)
+        self.buffer.release()
+        return None
+
+
+def read_ahead(workers: int, batch: int) -> int:
+    """Batches to have under way so that all ``workers`` are busy."""
+    return 1 + -(-2 * workers // batch)
 
 
 def usable_cpus() -> int:
@@ -128,7 +143,7 @@ def _load_batches(
     load: Callable[..., None],
     acquire: Acquire,
 ) -> Generator[Batch, None, None]:
-    ahead = 1 + -(-2 * workers // batch)
+    ahead = read_ahead(workers, batch)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     pending: deque[_Pending] = deque()
     try:
@@ -138,7 +153,8 @@ def _load_batches(
                 images = np.empty((len(chunk), side, side, 3), np.uint8) if buffer is None else buffer.images
                 pending.append(_Pending(chunk, images, buffer, []))
                 pending[-1].jobs.extend(
-                    _submit(pool, record, load, images[row]) for row, (_, record) in enumerate(chunk)
+                    submit(pool, record, partial(_load, record, load, images[row]))
+                    for row, (_, record) in enumerate(chunk)
                 )
             if not pending:
                 return
@@ -157,29 +173,30 @@ def _no_buffer(rows: int) -> None:
     return None
 
 
-def _submit(
-    pool: ThreadPoolExecutor, record: Record, load: Callable[..., None], out: NDArray[np.uint8]
-) -> Future[ImageError | None]:
+def submit(pool: ThreadPoolExecutor, record: Record, job: Callable[[bytes | None], Any]) -> Future[Any]:
+    """Start ``job``, with None, or with the bytes of ``record`` where reading in order is cheap: those are read here.
+
+    Call it in the order of the records. The future gives what ``job`` returns, or the ImageError of that reading.
+    """
     if not record.sequential:
-        return pool.submit(_load, record, None, load, out)
+        return pool.submit(job, None)
     try:
-        data = record.load()  # here, because here they come in order
+        return pool.submit(job, record.load())
     except ImageError as error:
-        failed: Future[ImageError | None] = Future()
+        failed: Future[Any] = Future()
         failed.set_result(error)
         return failed
-    return pool.submit(_load, record, data, load, out)
 
 
-def _load(record: Record, data: bytes | None, load: Callable[..., None], out: NDArray[np.uint8]) -> ImageError | None:
+def _load(record: Record, load: Callable[..., None], out: NDArray[np.uint8], data: bytes | None) -> ImageError | None:
     try:
         load(record.load() if data is None else data, out=out, name=record.name)
     except ImageError as error:
-        return _without_frames(error)
+        return without_frames(error)
     return None
 
 
-def _without_frames(error: ImageError) -> ImageError:
+def without_frames(error: ImageError) -> ImageError:
     """A kept traceback keeps ``out`` alive, which may be memory that the consumer wants to free."""
     link: BaseException | None = error
     while link is not None:

@@ -50,7 +50,9 @@ KEPT_BYTES = 64 << 20
 # Up to here the copies that cykooz_resizer makes of bytes cost less than its access to Pillow's images.
 _COPIED_BYTES = 4 << 20
 _MAGIC = b"\xff\xd8\xff"
-_SCAN = b"\xff\xda"  # never among coded pixels
+SCAN = b"\xff\xda"
+"""Starts a scan; never among coded pixels."""
+_SAMPLINGS = b"\x11\x21\x22\x12"  # of Y against Cb and Cr: 4:4:4, 4:2:2, 4:2:0, 4:4:0
 _per_thread = threading.local()
 
 #: data, pre-processing, output, name for errors, least short side: whether it took the file.
@@ -130,7 +132,7 @@ def _jpeg_bytes(source: Decodable, name: str | None) -> bytes | None:
 
 
 def _check_scans(data: bytes, name: str) -> None:
-    if (scans := data.count(_SCAN)) > MAX_SCANS:
+    if (scans := data.count(SCAN)) > MAX_SCANS:
         raise ImageError(f"{name}: {scans} scans in a JPEG file, the limit is {MAX_SCANS}; save it again")
 
 
@@ -157,7 +159,7 @@ def _simplejpeg() -> tuple[ModuleType, ModuleType] | None:
 def _with_simplejpeg(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int) -> bool:
     modules = _simplejpeg()
     assert modules is not None
-    header = _read_header(data)
+    header = read_header(data)
     if header is None:
         return False
     check_size(header.size, name, MAX_PIXELS)
@@ -186,27 +188,47 @@ def _with_simplejpeg(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], n
     return True
 
 
-class _Header(NamedTuple):
-    """Width and height; whether there may be many scans; whether there may be an orientation."""
+class JpegHeader(NamedTuple):
+    """What the segments before the first scan say.
+
+    Attributes:
+        size: width and height, pixels, 0 included.
+        progressive: there may be many scans.
+        metadata: there may be an orientation.
+        plain: colour stored as YCbCr, 4:4:4, 4:2:2, 4:2:0 or 4:4:0.
+        scan: where the first scan starts, bytes from the start of the file.
+    """
 
     size: tuple[int, int]
     progressive: bool
     metadata: bool
+    plain: bool
+    scan: int
 
 
-def _read_header(data: bytes) -> _Header | None:
+def read_header(data: bytes) -> JpegHeader | None:
     """None for what is not 8-bit grey or colour. A tenth of the time of Pillow's, which looks into every segment."""
-    at, metadata = 2, False
+    at, metadata, stored_as_rgb, frame, progressive = 2, False, False, b"", False
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker in (0xC0, 0xC1, 0xC2):  # frame: precision, height, width, components
-            size = int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
-            return _Header(size, marker == 0xC2, metadata) if data[at + 4] == 8 and data[at + 9] in (1, 3) else None
-        if marker not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= marker <= 0xEF:
+        if marker == 0xDA:
+            break
+        if marker in (0xC0, 0xC1, 0xC2):
+            if frame:
+                return None
+            frame, progressive = data[at + 4 : at + 2 + length], marker == 0xC2
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= marker <= 0xEF:
             return None
         metadata = metadata or marker == 0xE1
+        # Adobe's segment: five letters, version, two flags, the colour transform (1 is YCbCr)
+        stored_as_rgb = stored_as_rgb or (marker == 0xEE and data[at + 4 : at + 16][11:] != b"\x01")
         at += 2 + length
-    return None
+    # precision, height, width, components, and of each its number, sampling and table
+    if len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3) or len(frame) != 6 + 3 * frame[5]:
+        return None
+    size = int.from_bytes(frame[3:5]), int.from_bytes(frame[1:3])
+    plain = frame[6::3] == b"\x01\x02\x03" and frame[7] in _SAMPLINGS and frame[10::3] == b"\x11\x11"
+    return JpegHeader(size, progressive, metadata, plain and not stored_as_rgb, at)
 
 
 def _buffer(size: int) -> bytearray | None:

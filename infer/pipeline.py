@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Backend, Outputs
 from infer.decode_pool import Batch, Failure, load_batches
-from infer.errors import ImageError
+from infer.errors import ImageError, InputError
 from infer.preprocess import Preprocessing
 from infer.sources import Record
 
+if TYPE_CHECKING:
+    from infer.device_batches import DeviceAnswer, DeviceBatch
+
+#: What decodes JPEG files: :mod:`infer.jpeg`, or :mod:`infer.dali` on the GPU.
+DecoderName: TypeAlias = Literal["host", "dali"]
 Stage: TypeAlias = Literal["decode", "infer"]
 #: Entered while the pipeline waits for a stage, to measure what it waits for.
 Waiting: TypeAlias = Callable[[Stage], AbstractContextManager[object]]
@@ -46,6 +51,7 @@ def run_records(
     workers: int | None = None,
     strict: bool = False,
     fast: bool = False,
+    decoder: DecoderName = "host",
     waiting: Waiting = nullcontext,
 ) -> Iterator[Answers]:
     """Decode, pre-process and run a stream of records.
@@ -59,6 +65,7 @@ def run_records(
         workers: decoding threads; None takes one for each usable CPU.
         strict: raise at the first record that cannot be decoded, after the answers of the batches before it.
         fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
+        decoder: ``dali`` decodes plain JPEG files on the GPU of a TensorRT target; see :mod:`infer.device_batches`.
         waiting: see :data:`Waiting`.
 
     Yields:
@@ -66,12 +73,22 @@ def run_records(
 
     Raises:
         ImageError: under ``strict``.
-        InputError: ``workers`` below 1.
+        InputError: ``workers`` below 1, an unknown ``decoder``, or one that cannot do this.
+        TargetUnavailableError: ``decoder`` is ``dali`` and the target is not TensorRT, or DALI is not installed.
     """
-    batches = load_batches(
-        records, spec, backend.max_batch, workers=workers, strict=strict, fast=fast, acquire=backend.try_acquire
-    )
-    pending: deque[tuple[Batch, Future[Outputs] | None]] = deque()
+    batches: Generator[Batch | DeviceBatch, None, None]
+    if decoder == "host":
+        batches = load_batches(
+            records, spec, backend.max_batch, workers=workers, strict=strict, fast=fast, acquire=backend.try_acquire
+        )
+    elif decoder == "dali":
+        from infer.device_batches import load_device_batches, require_device
+
+        require_device(backend, spec, fast=fast)
+        batches = load_device_batches(records, spec, backend, workers=workers, strict=strict)
+    else:
+        raise InputError(f"decoder: expected host or dali, found {decoder!r}")
+    pending: deque[tuple[Batch | DeviceBatch, Future[Outputs] | DeviceAnswer | None]] = deque()
 
     def answers() -> Answers:
         batch, future = pending.popleft()
@@ -93,19 +110,9 @@ def run_records(
             while len(pending) > backend.in_flight:
                 yield answers()
             with waiting("infer"):  # blocks while the device is busy
-                pending.append((batch, _submit(backend, batch)))
+                pending.append((batch, batch.submit(backend)))
             del batch  # its images need not live until the next batch is there
         while pending:
             yield answers()
     if stopped is not None:
         raise stopped
-
-
-def _submit(backend: Backend, batch: Batch) -> Future[Outputs] | None:
-    rows = len(batch.images)
-    if batch.buffer is None:
-        return backend.submit(batch.images) if rows else None
-    if rows:
-        return batch.buffer.submit(rows)
-    batch.buffer.release()
-    return None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from infer.cuda.arrays import DeviceOutputs
     from infer.cuda.events import Event
-    from infer.pipeline import Answers, Waiting
+    from infer.pipeline import Answers, DecoderName, Waiting
     from infer.sources import Record
 
 T = TypeVar("T")
@@ -214,14 +214,16 @@ class Runner:
         workers: int | None = None,
         strict: bool = False,
         fast: bool = False,
+        decoder: DecoderName = "host",
         waiting: Waiting = nullcontext,
     ) -> Iterator[Answers]:
         """Decode, pre-process and run a stream of records; see :func:`infer.pipeline.run_records`."""
         from infer.pipeline import run_records
 
         return run_records(
-            self.backend, self.preprocessing, records, workers=workers, strict=strict, fast=fast, waiting=waiting
-        )
+            self.backend, self.preprocessing, records,
+            workers=workers, strict=strict, fast=fast, decoder=decoder, waiting=waiting,
+        )  # fmt: skip
 
     def _no_outputs(self) -> Outputs:
         classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]

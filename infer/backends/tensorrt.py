@@ -105,6 +105,7 @@ class TensorRTBackend:
     Attributes:
         notes: what the user should know: fewer slots or a smaller batch because memory was short, no graphs.
         flags: what decides how fast it is: graphs, waiting, streams.
+        ordinal: of the GPU, among those that CUDA_VISIBLE_DEVICES leaves.
         image_shape: ``(H, W, 3)``.
         num_classes: columns of the logits.
         top_k: columns of scores and classes.
@@ -140,7 +141,7 @@ class TensorRTBackend:
         if any(want is not None and want != have for want, have in zip(wanted, found, strict=True)):
             self.close()
             raise BundleError(f"{plan}: expected image, classes and k {wanted}, found {found}; build it again")
-        self.target = target
+        self.target, self.ordinal = target, options.device
         self.device = f"GPU {options.device} ({session.context.name}, {session.streams} streams)"
         self.max_batch, self.in_flight = session.max_batch, session.in_flight
         self.notes, self.flags = session.notes, session.flags
@@ -272,6 +273,17 @@ class TensorRTBackend:
                 )
             )
             return DeviceOutputs(logits, scores, classes, ready, found.owner)
+
+    def own_stream(self) -> int:
+        """A stream of the runner for :meth:`infer_device`: results come in order, and none waits for later batches.
+
+        (Copies to the host from results on the default stream wait for everything that was put there meanwhile.)
+
+        Raises:
+            InputError: the runner is closed.
+        """
+        with self._session.context:
+            return self._session.own_stream()
 
     def profile(self, batch: NDArray[np.uint8]) -> StageTimes:
         """Run one batch alone, without a graph, and time its stages with events on the device.

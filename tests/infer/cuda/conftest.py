@@ -121,3 +121,19 @@ def make_stack(key: str, emulator: Emulator, folder: Path, monkeypatch: pytest.M
     """Put the stand-in in the place of the real module."""
     monkeypatch.setitem(sys.modules, VERSIONS[key][0], make_module(key, emulator))
     return Stack(key, emulator, folder)
+
+
+@pytest.fixture
+def bundle(stack_11: Any, tiny: Path, own: Any) -> Path:
+    """The tiny model with a plan for the stand-in, which computes the bundle's graph."""
+    from infer.bundle import Plan, file_entry, read_manifest, write_manifest
+
+    folder: Path = own(tiny)
+    stack_11.folder = folder
+    manifest = read_manifest(folder)
+    image, k = tuple(manifest.inputs[0].shape[1:]), manifest.outputs[1].shape[1]
+    stack_11.write("tensorrt.plan", image=image, top_k=k, max_batch=16, graph=str(folder / "model.onnx"))
+    plan = Plan(target="tensorrt", files=[file_entry(folder, "tensorrt.plan")], version=stack_11.plan.version)
+    manifest.plans = [*manifest.plans, plan]
+    write_manifest(folder, manifest)
+    return folder

@@ -5,31 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from infer.backends.base import GpuOptions
-from infer.bundle import Plan, file_entry, read_manifest, write_manifest
 from infer.cli import app
 from infer.errors import BundleError, InputError, TargetUnavailableError
 from infer.runner import Runner, open_bundle
-
-
-@pytest.fixture
-def bundle(stack_11: Any, tiny: Path, own: Any) -> Path:
-    """The tiny model with a plan for the stand-in, which computes the bundle's graph."""
-    folder: Path = own(tiny)
-    stack_11.folder = folder
-    manifest = read_manifest(folder)
-    image, k = tuple(manifest.inputs[0].shape[1:]), manifest.outputs[1].shape[1]
-    stack_11.write("tensorrt.plan", image=image, top_k=k, max_batch=16, graph=str(folder / "model.onnx"))
-    plan = Plan(target="tensorrt", files=[file_entry(folder, "tensorrt.plan")], version=stack_11.plan.version)
-    manifest.plans = [*manifest.plans, plan]
-    write_manifest(folder, manifest)
-    return folder
 
 
 @pytest.fixture
