@@ -7,7 +7,8 @@ zero-point is 0.
 
 Quantised are the input and the weights of every convolution and of the classifier, and the shortcut input of every
 residual addition, so that the addition can join the INT8 kernel before it. The pair stands behind ReLU and pool,
-never before them. A tensor with no known scale keeps its readers in floating point; they are reported.
+never only before them; a max-pool between two pairs of one scale works on integers, with the same result. A tensor
+with no known scale keeps its readers in floating point; they are reported.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Placement:
         residual: inputs of residual additions that are quantised: ``identity`` (the shortcut), ``none`` or ``both``.
         weights: how weight scales are chosen, see :func:`engine_build.weight_scales.quantise_weights`.
         shift: use the whole int8 range behind ReLUs, see :mod:`engine_build.shifted`.
+        pool: let max-pools work on integers.
     """
 
     residual: str = "identity"
     weights: str = "mse"
     shift: bool = True
+    pool: bool = True
 
     def __post_init__(self) -> None:
         if self.residual not in RESIDUALS:
@@ -104,6 +107,10 @@ def insert_qdq(
         for position, tensor in enumerate(node.input):
             if tensor in additions.get(node.name, []):
                 node.input[position] = writer.dequantised(tensor)
+    if placement.pool:
+        for node in work.graph.node:
+            if node.op_type == "MaxPool":
+                writer.quantise_pool(node)
     index.set_nodes(writer.place())
     done = tuple(name for name, tensors in additions.items() if tensors)
     tensors = {tensor: (writer.scale_of(tensor), moved.get(tensor, (0.0, 0.0))[1]) for tensor in writer.pairs}
@@ -138,6 +145,13 @@ class _Writer:
     def scale_of(self, tensor: str) -> float:
         value = self.scales.get(tensor, self.amax.get(tensor, 0.0) / LEVELS)
         return float(np.ravel(half_scale(np.float32(value)))[0])
+
+    def quantise_pool(self, node: onnx.NodeProto) -> None:
+        """Let a max-pool read the pair of its input where its output has one of the same scale: rounding keeps order,
+        so the largest integer is the integer of the largest value."""
+        source, result = node.input[0], node.output[0]
+        if source in self.pairs and result in self.pairs and self.scale_of(source) == self.scale_of(result):
+            node.input[0] = self.dequantised(source)
 
     def dequantised(self, tensor: str) -> str:
         if tensor not in self.pairs:

@@ -103,6 +103,27 @@ def test_the_whole_range_beats_half_of_it(net, amax):
     assert sqnr(shifted, expected) > sqnr(plain, expected) + 0.5
 
 
+def test_max_pools_work_on_integers_with_the_same_result(net, amax):
+    images = pictures(16, seed=9)
+    pooled, floating = (insert_qdq(net, amax, Placement(pool=on))[0] for on in (True, False))
+    sources = {}
+    for name, model in (("pooled", pooled), ("floating", floating)):
+        index = Index(model)
+        pool = next(n for n in model.graph.node if n.op_type == "MaxPool")
+        sources[name] = index.producer[pool.input[0]].op_type
+        assert index.consumers[pool.output[0]][0].op_type == "QuantizeLinear"  # the layer behind it keeps its own pair
+    assert sources["pooled"] == "DequantizeLinear" != sources["floating"]
+    for one, two in zip(run(pooled, images), run(floating, images), strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_a_max_pool_between_two_scales_stays_as_it_is(net, amax):
+    other = amax | {"p0": amax["p0"] * 0.5}
+    quantised, _ = insert_qdq(net, other, Placement(shift=False))
+    pool = next(n for n in quantised.graph.node if n.op_type == "MaxPool")
+    assert Index(quantised).producer[pool.input[0]].op_type != "DequantizeLinear"
+
+
 def test_moved_tensors_use_negative_integers(net, amax):
     quantised, done = insert_qdq(net, amax)
     assert set(done.shifted) == {"r0", "p0", "r2", "flat"}  # r1 feeds a padded layer

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from infer.backends.base import GpuOptions
+from infer.bundle import file_entry, read_manifest, write_manifest
 from infer.cli import app
 from infer.errors import BundleError, InputError, TargetUnavailableError
 from infer.runner import Runner, open_bundle
