@@ -184,8 +184,8 @@ class _Search:
             return self.point(len(layers)).fits
         floating = len(layers) == len(self._layers)
         graph = self._source.graph if floating else self.graph_without(layers)[0]
-        precision = "fp16" if floating else "int8"
-        point = self._meter.measure(to_precision(graph, precision, self._float32), precision, len(layers))
+        typed = to_precision(graph, "fp16" if floating else "int8", self._float32)
+        point = self._meter.measure(typed, "fp16" if floating else "auto", len(layers))
         point = replace(point, fits=point.drop <= self._limit + _ROUNDING)
         self.points.append(point)
         verdict = "" if point.fits else "  over the budget"

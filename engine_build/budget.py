@@ -190,7 +190,7 @@ class Meter:
 
         Args:
             graph: typed as it would be shipped.
-            precision: ``int8`` for a graph with Q/DQ, else that of its floats.
+            precision: ``auto`` for a graph with Q/DQ, else that of its floats.
             kept: layers and additions out of int8.
         """
         tally = Tally()

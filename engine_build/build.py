@@ -112,11 +112,10 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         if quantised is not None:
             write_cache(work / CACHE, quantised.cache)
         quantised_nodes = quantised.quantised.nodes if quantised else ()
-        kernels = "int8" if options.precision == "auto" else options.precision
         plans = []
         for target in targets:
             with steps.step(target):
-                plans.append(build_target(target, work, kernels, options.settings, quantised_nodes))
+                plans.append(build_target(target, work, options.precision, options.settings, quantised_nodes))
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),

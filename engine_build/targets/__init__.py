@@ -62,7 +62,7 @@ def build_target(
         folder: the bundle under construction.
         precision: of the graph.
         settings: options.
-        quantised_nodes: Conv and Gemm nodes that must run in ``precision``: int8 or fp8.
+        quantised_nodes: Conv and Gemm nodes that must run in fp8 where that is the ``precision``, else in int8.
 
     Raises:
         BuildError: the target refuses the graph, or one of ``quantised_nodes`` silently stayed floating point.
@@ -93,7 +93,7 @@ def _build_tensorrt(
     )  # fmt: skip
 
     def gate(audit: PlanAudit) -> None:
-        require_precision(audit, quantised_nodes, precision)
+        require_precision(audit, quantised_nodes, "fp8" if precision == "fp8" else "int8")
 
     built = build_plan(target, request, settings.progress, gate if quantised_nodes else None)
     return Plan(

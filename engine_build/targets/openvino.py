@@ -19,8 +19,8 @@ _MACS = ("Convolution", "FullyConnected", "MatMul")
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
 # given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
-# faster in bfloat16 at the same accuracy (docs/int8.md).
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16"}
+# faster in bfloat16 at the same accuracy (docs/int8.md); what auto keeps out of int8 is to be exact.
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16", "auto": "f32"}
 
 
 def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = ()) -> Plan:

@@ -21,7 +21,9 @@ def capabilities(*names):
     return Core()
 
 
-@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "bf16")])
+@pytest.mark.parametrize(
+    ("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "bf16"), ("auto", "f32")]
+)
 def test_the_hint_of_a_cpu_that_can(precision, hint, monkeypatch):
     monkeypatch.setattr("infer.backends.openvino._CPU_FLAGS", frozenset({"avx512f", "avx512_bf16"}))
     assert inference_precision(capabilities("FP32", "FP16", "BF16"), precision) == (hint, [])
