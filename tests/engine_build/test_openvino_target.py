@@ -38,7 +38,7 @@ def test_a_cpu_that_cannot_computes_in_float32_and_says_so(precision):
 
 def test_the_rest_of_int8_is_float32_where_bf16_would_be_emulated(monkeypatch):
     monkeypatch.setattr("infer.backends.openvino._CPU_FLAGS", frozenset({"avx512f", "avx512_vnni"}))
-    core = capabilities("FP32", "INT8", "BF16")  # OpenVINO lists BF16 for any CPU with AVX-512
+    core = capabilities("FP32", "INT8", "BF16")  # whatever OpenVINO lists
     assert inference_precision(core, "int8") == ("f32", [])
     assert inference_precision(core, "bf16")[0] == "f32"
 
