@@ -50,8 +50,8 @@ def make_core() -> openvino.Core:
 def computes_in(core: openvino.Core, precision: str) -> bool:
     """Whether this CPU computes in ``precision``: ``f32``, ``f16`` or ``bf16``.
 
-    bf16 is ten times slower than float32 where it is emulated, so OpenVINO's list is not enough: the processor must have
-    the instructions too.
+    bf16 is ten times slower than float32 where it is emulated, so OpenVINO's list is not enough: the processor must
+    have the instructions too.
     """
     if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return False
