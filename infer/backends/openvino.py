@@ -7,6 +7,7 @@ threads on one image), larger ones for throughput (independent streams).
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,21 +56,22 @@ def computes_in(core: openvino.Core, precision: str) -> bool:
     """
     if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return False
-    return precision != "bf16" or _CPU_FLAGS is None or not _CPU_FLAGS.isdisjoint(_BF16_FLAGS)
+    flags = _cpu_flags() if precision == "bf16" else None
+    return flags is None or not flags.isdisjoint(_BF16_FLAGS)
 
 
+@functools.cache
 def _cpu_flags() -> frozenset[str] | None:
     """Instruction sets of the first processor; None where they cannot be read, or have no such names (ARM)."""
     try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            return next((frozenset(line.split()) for line in file if line.startswith("flags")), None)
     except OSError:
         return None
-    return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), None)
 
 
 _CAPABILITIES = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-_CPU_FLAGS = _cpu_flags()
 
 
 class OpenVINOBackend:
