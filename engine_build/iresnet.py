@@ -6,8 +6,9 @@ Source: Duta, Liu, Zhu, Shao, "Improved Residual Networks for Image and Video Re
 * **Stages.** Each stage has one start block, middle blocks and one end block. The start block ends its
   branch with a BN before the addition, the end block applies BN and ReLU after the addition, and a
   middle block is pre-activated (BN, ReLU, conv ...). The signal on the shortcut path of a stage therefore
-  meets no ReLU until the end of the stage: it is signed and it grows with depth, which is what the fp16
-  and int8 code of this project has to respect. The first block after a start block has no leading BN.
+  meets no ReLU until the end of the stage but one: it is signed and it grows with depth, which is what the fp16
+  and int8 code of this project has to respect. The second block of a stage has no leading BN, and the official code
+  applies its leading ReLU in place: its shortcut carries ``ReLU(x)``, and every official checkpoint was trained so.
 * **Projection shortcut.** A down-sampling shortcut is a 3x3/2 max-pool, then a 1x1 convolution with
   stride 1, then BN: the pool chooses the activation, the convolution sees every position.
 * **No stem max-pool**; stage 1 has stride 2 instead.
@@ -103,7 +104,10 @@ class ResidualBlock(nn.Module):
         """``[N, C, H, W]`` float to ``[N, C', H', W']`` float."""
         out = x
         if not self.start:
-            out = self.relu(self.bn0(out) if hasattr(self, "bn0") else out)
+            if hasattr(self, "bn0"):
+                out = self.relu(self.bn0(x))
+            else:
+                x = out = self.relu(x)  # the shortcut too: in the official code this ReLU works in place
         for number in range(1, self.depth):
             out = getattr(self, f"conv{number}")(out)
             out = self.relu(getattr(self, f"bn{number}")(out))
