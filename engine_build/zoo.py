@@ -73,6 +73,7 @@ _MODELS = (
           drive_id="1Ao-f--jNU7MYPqSW8UMonXVrq3mkLRpW"),
     Model("iresnet302", Architecture("bottleneck", (4, 34, 58, 4)), drive_id="1UcyvLhLzORJZBUQDNJdsx3USCloXZT6V"),
     Model("iresnet404", Architecture("bottleneck", (4, 46, 80, 4)), drive_id="1hEOHErsD6AF1b3qQi56mgxvYDneTvMIq"),
+    Model("iresnet1001", Architecture("bottleneck", (4, 155, 170, 4))),  # in the official code, without weights
     Model("iresgroup50", _group(_D50), drive_id="1mCcUKTLbJfjLr2ZiUZPT89wlNf6WxWr_"),
     Model("iresgroup101", _group(_D101), drive_id="1i_btVQzQeXFgHFfDi5nTEb_fb7gCtqLG"),
     Model("iresgroup152", _group(_D152), drive_id="1rXDMj-yWcKEiO3LILLZlarh69HEibXMc"),
