@@ -70,6 +70,8 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         )
         size = human_bytes(sum(entry.size for entry in plan.files))
         state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
+        if built_with := plan.audit.get("summary", {}).get("instruction_set"):
+            where = f"built where its kernels were {built_with}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
     for measured in manifest.accuracy:
         figures = measured.figures
