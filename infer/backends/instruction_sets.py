@@ -3,8 +3,8 @@
 Two reports are put together. Every operation of the runtime graph names its kernel (``brgconv_avx512_amx_i8``,
 ``jit_avx2_I8``, ``jit_gemm_I8``): the family, but not whether int8 products are added by VNNI. The compiled model names
 the instructions that OpenVINO compiles for on this machine (``isa=Intel AVX-512 with Intel DL Boost``): whether VNNI
-is there, but not whether the kernels use the largest family. Both follow ``ONEDNN_MAX_CPU_ISA``; flags of the processor do
-not.
+is there, but not whether the kernels use the largest family. Both follow ``ONEDNN_MAX_CPU_ISA``; the processor's flags
+do not.
 """
 
 from __future__ import annotations

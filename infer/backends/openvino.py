@@ -173,7 +173,7 @@ class OpenVINOBackend:
 
     @functools.cached_property
     def instruction_set(self) -> str:
-        """What the multiplying kernels are made of here; see :func:`infer.backends.instruction_sets.instruction_set`."""
+        """What the multiplying kernels are made of here; see :mod:`infer.backends.instruction_sets`."""
         return compiled_instruction_set(self._pool(LARGEST_BATCH).compiled)
 
     def try_acquire(self, rows: int) -> None:
