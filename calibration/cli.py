@@ -50,8 +50,9 @@ def run(
     spec = Preprocessing.from_json(manifest.preprocessing)
     with progress("calibrate", images) as advance:
         result = calibrate(
-            onnx.load(bundle / GRAPH), spec, request, tool=manifest.tool, progress=lambda done: advance(1)
-        )
+            onnx.load(bundle / GRAPH), spec, request, tool=manifest.tool,
+            network_revision=manifest.model.network_revision, progress=lambda done: advance(1),
+        )  # fmt: skip
     for line in (*result.failures, *result.statistics.warnings):
         print(line, file=sys.stderr)
     write_cache(output, result.cache)

@@ -29,6 +29,8 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
         preprocessing: what turned files into the graph's input.
         amax: by method, by tensor: what the other methods found in the same pass. May be empty.
         cache_sha256: SHA-256 of the cache file's bytes; set when the cache is written.
+        network_revision: ``infer.bundle.NETWORK_REVISION`` of a graph of ours, None for another. Files that do not say
+            are older than revision 2.
         format: version of this layout.
     """
 
@@ -42,6 +44,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
     preprocessing: dict[str, Any] = {}
     amax: dict[str, dict[str, Magnitude]] = {}
     cache_sha256: Sha256 = "0" * 64
+    network_revision: int | None = 1
     format: int = FORMAT
 
 

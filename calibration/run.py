@@ -76,6 +76,7 @@ def calibrate(
     request: Request,
     *,
     tool: str,
+    network_revision: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibrated:
     """Run images through a float graph, once, and choose the scales of every tensor that int8 needs.
@@ -85,6 +86,7 @@ def calibrate(
         spec: the model's pre-processing.
         request: images and method.
         tool: name and version for the provenance.
+        network_revision: of the graph, for the provenance; None where it is not one of ours.
         progress: called with the number of images done, after each.
 
     Raises:
@@ -108,7 +110,7 @@ def calibrate(
     provenance = Provenance(
         graph_sha256=graph_sha256(graph), data_sha256=statistics.data_hash, images=statistics.images,
         method=request.method, parameters=dict(request.parameters), created=now(), tool=tool,
-        preprocessing=spec.to_json(), amax=others,
+        preprocessing=spec.to_json(), amax=others, network_revision=network_revision,
     )  # fmt: skip
     scales = statistics.scales(request.method, steps, **request.parameters)
     return Calibrated(CalibrationCache(scales, provenance=provenance), statistics, failures)

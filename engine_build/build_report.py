@@ -34,6 +34,7 @@ def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
 _ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
     ("kernels", lambda plan, audit: f"{audit['kernels']} ({_mix(audit['layer_precisions'])})"),
     ("convolutions, products", lambda plan, audit: _mix(audit["mac_precisions"])),
+    ("instruction set", lambda plan, audit: audit.get("instruction_set", "")),
     ("quantised, writing floats", lambda plan, audit: str(audit.get("widening") or "")),
     ("reformats", lambda plan, audit: str(audit["reformats"])),
     ("file", lambda plan, audit: human_bytes(sum(entry.size for entry in plan.files))),

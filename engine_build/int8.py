@@ -18,6 +18,7 @@ from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.quantise import Placement, Quantised, insert_qdq
 from engine_build.source import Source
 from engine_build.zoo import find_model
+from infer.bundle import other_network
 from infer.errors import InputError
 from infer.progress import progress
 
@@ -110,14 +111,32 @@ def find_cache(
     """
     request = options.calibration
     if options.cache is not None:
-        return read_cache(options.cache), []
+        cache = read_cache(options.cache)
+        if (problem := network_problem(cache, source)) is not None:
+            raise InputError(f"{options.cache}: {problem}")
+        return cache, []
     if not request.data and default_cache.is_file():
-        known = with_method(read_cache(default_cache), graph_sha256(source.graph), request)
+        found = read_cache(default_cache)
+        known = with_method(found, graph_sha256(source.graph), request)
         if known is not None and known.provenance is not None:
             say(f"calibration: {default_cache} ({request.method}, {known.provenance.images} images)")
             return known, []
-        say(f"calibration: {default_cache} is of another graph or method, calibrating again")
+        problem = network_problem(found, source) or "it is of another graph or method"
+        say(f"calibration: {default_cache} is not used ({problem}), calibrating again")
     return make_cache(source, request, default_cache, tool, say)
+
+
+def network_problem(cache: CalibrationCache, source: Source) -> str | None:
+    """What is wrong with a cache of ours that was made from another form of the network; None for every other one."""
+    origin, revision = cache.provenance, source.info.network_revision
+    if origin is None or revision is None or origin.graph_sha256 == graph_sha256(source.graph):
+        return None
+    if origin.network_revision in (None, revision):
+        return None
+    return (
+        f"expected a calibration cache of network revision {revision}, found {origin.network_revision}: "
+        f"{other_network(origin.network_revision)}"
+    )
 
 
 def with_images(source: Source, request: Request) -> Request:
@@ -158,7 +177,10 @@ def make_cache(
         request = replace(request, images=min(request.images, 64))
     request = with_images(source, request)
     with progress("calibrate", request.images) as advance:
-        result = calibrate(source.graph, source.spec, request, tool=tool, progress=lambda done: advance(1))
+        result = calibrate(
+            source.graph, source.spec, request, tool=tool, network_revision=source.info.network_revision,
+            progress=lambda done: advance(1),
+        )  # fmt: skip
     for line in (*result.failures, *result.statistics.warnings):
         say(f"calibration: {line}")
     write_cache(target, result.cache)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from engine_build.zoo import PUBLISHED, Model, find_model
-from infer.bundle import ModelInfo
+from infer.bundle import NETWORK_REVISION, ModelInfo
 from infer.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def _export(
         weights=weights.source,
         weights_sha256=weights.sha256,
         trained=weights.trained,
+        network_revision=NETWORK_REVISION,
         width=options.width or row.width,
         top1=row.top1 if official else None,
         top5=row.top5 if official else None,

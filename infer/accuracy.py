@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.accuracy_record import Accuracy, Counts, Outcome
 from infer.backends.base import Outputs
 from infer.bundle import now
 from infer.runner import Runner
@@ -86,6 +87,14 @@ class Tally:
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(r, axis=1)
         self._cosine += float((np.einsum("nc,nc->n", x, r) / np.maximum(norms, 1e-30)).sum())
 
+    def counts(self) -> Counts:
+        """The numbers that the percentages of :meth:`to_json` follow from."""
+        return Counts(
+            images=self.images, labelled=self.labelled, not_finite=self.not_finite, top1=self.top1, top5=self.top5,
+            reference_images=self.reference_images, reference_top1=self.reference_top1,
+            reference_top5=self.reference_top5, lost=self.lost, gained=self.gained, agreeing=self.agreeing,
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """Every figure that the data allow; percentages rounded to 0.001."""
         result: dict[str, Any] = {"images": self.images}
@@ -122,7 +131,7 @@ def _percent(part: int, whole: int) -> float:
 class Verdict:
     """Whether the measured figures are good enough, and one line that says why."""
 
-    passed: bool
+    outcome: Outcome
     reason: str
 
 
@@ -134,26 +143,33 @@ def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verd
         threshold: share, 0 to 1.
     """
     if broken := figures.get("not_finite"):
-        return Verdict(False, f"NaN or infinite logits for {broken} of {figures['images']} images")
+        return Verdict("failed", f"NaN or infinite logits for {broken} of {figures['images']} images")
     if "agreement" not in figures:
-        return Verdict(False, "no FP32 reference to compare with; pass --reference BUNDLE")
+        return Verdict("failed", "no FP32 reference to compare with; pass --reference BUNDLE")
     if "reference_top1" in figures:
         needed = threshold * figures["reference_top1"]
         found = figures["top1"]
         share = f"{threshold:.2%} of FP32's {figures['reference_top1']:.2f} %"
         text = f"top-1 {found:.2f} % against {needed:.2f} % needed ({share})"
-        return Verdict(found >= needed, text)
+        return _verdict(found >= needed, text)
     needed = 100 * threshold
-    return Verdict(
-        figures["agreement"] >= needed, f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
-    )
+    text = f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
+    return _verdict(figures["agreement"] >= needed, text)
+
+
+def _verdict(good: bool, reason: str) -> Verdict:
+    return Verdict("passed" if good else "failed", reason)
 
 
 def record(
-    runner: Runner, figures: dict[str, Any], verdict: Verdict, data: str, reference: str | None
-) -> dict[str, Any]:
-    """What goes into the manifest."""
-    return {
-        "target": runner.target, "device": runner.backend.device, "data": data, "reference": reference,
-        **figures, "passed": verdict.passed, "verdict": verdict.reason, "measured": now(),
-    }  # fmt: skip
+    runner: Runner, counts: Counts, figures: dict[str, Any], threshold: float, data: str, reference: str | None
+) -> Accuracy:
+    """What goes into the manifest, judged by ``threshold``."""
+    verdict = judge(figures, threshold)
+    plans = {plan.target: plan for plan in runner.manifest.plans}
+    plan = plans.get(runner.target)
+    return Accuracy(
+        target=runner.target, device=runner.backend.device, plan_sha256=plan.files[0].sha256 if plan else None,
+        data=data, reference=reference, outcome=verdict.outcome, verdict=verdict.reason, threshold=threshold,
+        measured=now(), counts=counts, figures=figures,
+    )  # fmt: skip

@@ -13,11 +13,14 @@ from typing import Any
 
 import msgspec
 
+from infer.accuracy_record import Accuracy
 from infer.errors import BundleError
 from infer.files import sha256_file, write_bytes
 from infer.preprocess import Preprocessing
 
-FORMAT = 1
+FORMAT = 2
+#: Of our own networks. 1 added x in the second block of every stage where the official network adds ReLU(x).
+NETWORK_REVISION = 2
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 LABELS = "labels.txt"
@@ -40,7 +43,8 @@ class ModelInfo(_Record):
     """Which network this is and where its weights came from.
 
     ``top1`` and ``top5`` are the published ImageNet accuracy of these very weights in percent, and ``published`` says
-    by whom; all None where there is none.
+    by whom; all None where there is none. ``network_revision`` says which form of our own network the graph has; None
+    for a graph that a user brought.
     """
 
     name: str
@@ -48,6 +52,7 @@ class ModelInfo(_Record):
     weights: str
     weights_sha256: str
     trained: bool
+    network_revision: int | None = None
     width: float = 1.0
     top1: float | None = None
     top5: float | None = None
@@ -100,8 +105,60 @@ class Plan(_Record):
     notes: list[str] = []
 
 
+class KnownAnswers(_Record):
+    """A few inputs with the logits that the graph gives for them, by an engine that is none of its targets.
+
+    Attributes:
+        file: inputs and logits, see :mod:`infer.known_answers`.
+        images: how many.
+        engine: that computed the logits.
+        rounding_db: SQNR of the centred logits under legal roundings, in dB; None where they change nothing.
+        floor_db: SQNR that a plan must reach.
+    """
+
+    file: FileEntry
+    images: int
+    engine: str
+    rounding_db: float | None
+    floor_db: float
+
+
+class BuildCheck(_Record):
+    """A comparison made at the build.
+
+    Attributes:
+        target: whose plan was run, or ``graph`` for the typed graph as it is written.
+        precision: of the bundle.
+        against: ``float graph`` or ``typed graph``.
+        images: how many.
+        sqnr_db: of the logits; None when they are equal.
+        agreement: images with the same top-1, percent.
+        floor_db: SQNR that was asked for.
+        engine: that ran it.
+        seconds: it took.
+    """
+
+    target: str
+    precision: str
+    against: str
+    images: int
+    sqnr_db: float | None
+    agreement: float
+    floor_db: float
+    engine: str
+    seconds: float = 0.0
+
+
 class Manifest(_Record):
-    """Contents of ``manifest.json``; ``gmac`` is 10^9 multiply-accumulates of convolutions and products an image."""
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        gmac: 10^9 multiply-accumulates of convolutions and products an image.
+        pair_safe: no two neighbouring int8 weights can overflow the int16 sums of CPUs without VNNI.
+        known_answers: None for a bundle whose answers cannot be checked.
+        checks: comparisons made at the build.
+        accuracy: measurements of :mod:`infer.verify`.
+    """
 
     format: int
     created: str
@@ -119,7 +176,10 @@ class Manifest(_Record):
     gmac: float | None = None
     float32_nodes: list[str] = []
     calibration: dict[str, Any] | None = None
-    accuracy: list[dict[str, Any]] = []
+    pair_safe: bool = False
+    known_answers: KnownAnswers | None = None
+    checks: list[BuildCheck] = []
+    accuracy: list[Accuracy] = []
     notes: list[str] = []
 
 
@@ -144,7 +204,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``manifest.json``.
 
     Raises:
-        BundleError: no bundle, not JSON, an unknown format version, or a field that is missing or of the wrong type.
+        BundleError: no bundle, not JSON, of another format or network revision, or a field that is missing or of the
+            wrong type.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -155,12 +216,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not valid JSON ({error}); build the bundle again") from error
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
-        raise BundleError(f"{path}: expected manifest format {FORMAT}, found {version!r}; build the bundle again")
+        raise BundleError(f"{path}: expected manifest format {FORMAT}, found {version!r}; {_other_format(version)}")
     try:
         manifest = msgspec.convert(raw, Manifest)
         Preprocessing.from_json(manifest.preprocessing)
     except (msgspec.ValidationError, BundleError) as error:
         raise BundleError(f"{path}: {error}; build the bundle again") from error
+    if (revision := manifest.model.network_revision) not in (None, NETWORK_REVISION):
+        raise BundleError(
+            f"{path}: expected network revision {NETWORK_REVISION}, found {revision}; {other_network(revision)}"
+        )
     found = [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in (*manifest.inputs, *manifest.outputs)]
     if found != _SIGNATURE:
         raise BundleError(
@@ -169,6 +234,23 @@ def read_manifest(folder: Path) -> Manifest:
     if (classes := manifest.outputs[0].shape[1]) != manifest.model.num_classes:
         raise BundleError(f"{path}: {manifest.model.num_classes} classes but {classes} logits; build the bundle again")
     return manifest
+
+
+def _other_format(version: object) -> str:
+    if version == 1 and version is not True:
+        return "it was built from a network that differs from the official one, build the bundle again"
+    if isinstance(version, int) and version > FORMAT:
+        return "it was built by a newer version of this package, upgrade it"
+    return "build the bundle again"
+
+
+def other_network(revision: int | None) -> str:
+    """What is wrong with ``revision`` and what to do."""
+    if revision is not None and revision > NETWORK_REVISION:
+        return "it was made by a newer version of this package, upgrade it"
+    return (
+        "its network differs from the official one (the second block of each stage added x, not ReLU(x)), make it again"
+    )
 
 
 def check_files(folder: Path, entries: Sequence[FileEntry]) -> None:
@@ -221,10 +303,8 @@ def find_plan(folder: Path, manifest: Manifest, target: str) -> Plan:
     raise BundleError(f"{folder} has no plan for {target}; it has: {built}. Build one with TARGET={target}")
 
 
-def add_accuracy(folder: Path, record: dict[str, Any]) -> None:
+def add_accuracy(folder: Path, record: Accuracy) -> None:
     """Store a measurement; an older one of the same target, data, reference and way of decoding is replaced."""
     manifest = read_manifest(folder)
-    keys = ("target", "data", "reference", "fast_decode")
-    kept = [old for old in manifest.accuracy if any(old.get(key) != record.get(key) for key in keys)]
-    manifest.accuracy = [*kept, record]
+    manifest.accuracy = [*(old for old in manifest.accuracy if old.key != record.key), record]
     write_manifest(folder, manifest)

@@ -70,12 +70,16 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         )
         size = human_bytes(sum(entry.size for entry in plan.files))
         state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
+        if built_with := plan.audit.get("summary", {}).get("instruction_set"):
+            where = f"built where its kernels were {built_with}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
     for measured in manifest.accuracy:
-        top1 = f"top-1 {measured['top1']:.2f} %, " if "top1" in measured else ""
-        agreement = f"agreement {measured['agreement']:.2f} %, " if "agreement" in measured else ""
+        figures = measured.figures
+        top1 = f"top-1 {figures['top1']:.2f} %, " if "top1" in figures else ""
+        agreement = f"agreement {figures['agreement']:.2f} %, " if "agreement" in figures else ""
         table.add_row(
-            f"accuracy on {measured['target']}", f"{top1}{agreement}{measured['images']} images of {measured['data']}"
+            f"accuracy on {measured.target}",
+            f"{measured.outcome}: {top1}{agreement}{measured.counts.images} images of {measured.data}",
         )
     out.print(table)
 

@@ -69,6 +69,7 @@ def diagnose(
     precision: str,
     validation_set: bool,
     foreign_labels: int = 0,
+    fast_decode: bool = False,
 ) -> Diagnosis:
     """Say where the accuracy went.
 
@@ -83,7 +84,7 @@ def diagnose(
     if "top1" not in figures:
         return Diagnosis("unknown", "no labels, so no accuracy to explain")
     lost = _precision_loss(figures, precision)
-    if lost is not None and figures.get("fast_decode"):
+    if lost is not None and fast_decode:
         lost += " (fast decoding included)"
     if model.top1 is None or not validation_set:
         why = (

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.accuracy import Tally
+from infer.accuracy_record import Counts
 from infer.backends.base import Outputs
 from infer.class_table import ClassRow, ClassTable, Confusion
 from infer.deviations import DECADES, Deviation, Deviations
@@ -95,6 +96,15 @@ class Evaluation:
         if self.each is not None:
             for row in _rows(batch, outputs, reference, distances):
                 self.each(row)
+
+    def counts(self, unreadable: int) -> Counts:
+        """Numbers of images; ``unreadable`` were not among those that were added."""
+        counts = self.tally.counts()
+        counts.unreadable = unreadable
+        if self.real is not None:
+            counts.real_images, counts.real_top1 = self.real.images, self.real.hits
+            counts.reference_real_top1 = self.real.reference_hits if self.tally.reference_images else 0
+        return counts
 
     def figures(self) -> dict[str, Any]:
         """The figures of :meth:`Tally.to_json`, the 95 % interval of top-1, calibration errors and real labels.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.accuracy import DEFAULT_THRESHOLD, judge, record
+from infer.accuracy import DEFAULT_THRESHOLD, record
 from infer.backends import REFERENCE, availability
 from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
 from infer.class_names import ClassNames
@@ -33,7 +33,7 @@ class Verification:
     """What came out.
 
     Attributes:
-        record: the figures, the verdict and their circumstances, as stored in the manifest.
+        record: :meth:`infer.accuracy_record.Accuracy.to_json` of what the manifest keeps.
         failures: images that could not be read, one line each.
         details: classes, confusions, calibration, and the images that differ most from FP32.
         labels: class names in the order of the model.
@@ -128,20 +128,20 @@ def verify_bundle(
         figures = evaluation.figures()
         if figures["images"] == 0:
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
-        if fast_decode:
-            figures["fast_decode"] = True
         foreign = dataset.validation_differences(classes)
-        figures["diagnosis"] = asdict(
+        source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
+        counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
+        found = record(runner, counts, figures, threshold, names, source)
+        found.fast_decode = fast_decode
+        found.diagnosis = asdict(
             diagnose(
                 figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
-                validation_set=foreign is not None, foreign_labels=foreign or 0,
+                validation_set=foreign is not None, foreign_labels=foreign or 0, fast_decode=fast_decode,
             )
         )  # fmt: skip
-        source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
-        found = record(runner, figures, judge(figures, threshold), ", ".join(Path(p).name for p in data), source)
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
-    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)
+    return Verification(found.to_json(), failures, evaluation.details(), runner.labels, runner.manifest, layers)
 
 
 def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:

@@ -89,7 +89,7 @@ def verify(
         from infer.layers import plot_layers
 
         plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
-    if not result.record["passed"]:
+    if result.record["outcome"] != "passed":
         raise typer.Exit(AccuracyError.exit_code)
 
 
@@ -139,7 +139,7 @@ def _print_accuracy(bundle: Path, record: dict[str, Any], failures: int) -> None
         table.add_row("unreadable images", str(failures))
     out = Console(highlight=False)
     out.print(table)
-    out.print(("PASSED: " if record["passed"] else "FAILED: ") + record["verdict"], markup=False)
+    out.print(f"{record['outcome'].upper()}: {record['verdict']}", markup=False)
     if (diagnosis := record["diagnosis"])["kind"] != "unknown":
         out.print(f"Diagnosis ({diagnosis['kind']}): {diagnosis['text']}", markup=False, soft_wrap=True)
 
@@ -167,6 +167,6 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("logits, mean difference", f"{record['mean_logit_difference']:.4g}"))
         sqnr = "exact" if record["sqnr_db"] is None else f"{record['sqnr_db']:.1f} dB"
         rows.append(("logits, cosine / SQNR", f"{record['cosine']:.6f} / {sqnr}"))
-    if record.get("fast_decode"):
+    if record["fast_decode"]:
         rows.append(("decoding", "JPEG at reduced size here, exact for FP32"))
     return rows

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend, computes_in, make_core
+from infer.backends.openvino import CACHE_FOLDER, MULTIPLYING, OpenVINOBackend, computes_in, make_core
 from infer.bundle import Plan, file_entry
 from infer.errors import BuildError, TargetUnavailableError
 
 XML, BIN = "openvino.xml", "openvino.bin"
 _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
 _SPLIT_BIAS = "/WithoutBiases"  # OpenVINO's reader splits a Conv or Gemm with a bias in two
-_MACS = ("Convolution", "FullyConnected", "MatMul")
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
 # given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
@@ -53,6 +52,7 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
     try:
         size = sum((folder / name).stat().st_size for name in (XML, BIN))
         audit = audit_runtime(backend.runtime_model(), size)
+        audit["summary"]["instruction_set"] = backend.instruction_set
     finally:
         backend.close()
     floating = [name for name in int8_nodes if audit["node_precisions"].get(name) != "int8"]
@@ -100,7 +100,7 @@ def audit_runtime(runtime: Any, engine_bytes: int) -> dict[str, Any]:
         precision = _NAMES.get(info.get("runtimePrecision", "?").lower(), info.get("runtimePrecision", "?"))
         types[kind] += 1
         precisions[precision] += 1
-        if kind in _MACS:
+        if kind in MULTIPLYING:
             name = info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]
             nodes[name.split(_SPLIT_BIAS)[0]] = precision
             primitives[info.get("primitiveType", "?")] += 1

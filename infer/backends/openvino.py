@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
+from infer.backends.instruction_sets import instruction_set
 from infer.errors import TargetUnavailableError
 from infer.signal_stack import signal_stack_kept
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import openvino
 
 LARGEST_BATCH = 8
+MULTIPLYING = ("Convolution", "FullyConnected", "MatMul")
+"""Types of the operations of a runtime graph that are convolutions and products."""
 CACHE_FOLDER = "openvino.cache"
 _HINT = "INFERENCE_PRECISION_HINT"
 _FIRST_CONVERSION = threading.Lock()
@@ -51,13 +54,21 @@ def make_core() -> openvino.Core:
 def computes_in(core: openvino.Core, precision: str) -> bool:
     """Whether this CPU computes in ``precision``: ``f32``, ``f16`` or ``bf16``.
 
-    bf16 is ten times slower than float32 where it is emulated, so OpenVINO's list is not enough: the processor must
-    have the instructions too.
+    bf16 is ten times slower than float32 where it is emulated, and wrong under AVX2, so OpenVINO's list, which has it
+    always, is not enough: the processor must have the instructions, and ``ONEDNN_MAX_CPU_ISA`` must allow them.
     """
     if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return False
-    flags = _cpu_flags() if precision == "bf16" else None
-    return flags is None or not flags.isdisjoint(_BF16_FLAGS)
+    if precision != "bf16":
+        return True
+    flags = _cpu_flags()
+    return _allowed_isa() not in _ISA_WITHOUT_BF16 and (flags is None or not flags.isdisjoint(_BF16_FLAGS))
+
+
+def _allowed_isa() -> str:
+    """The instruction set that the user allows oneDNN at most, by its own name, empty for all."""
+    variables = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return next((value.upper() for name in variables if (value := os.environ.get(name))), "")
 
 
 @functools.cache
@@ -72,6 +83,22 @@ def _cpu_flags() -> frozenset[str] | None:
 
 _CAPABILITIES = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+_ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def compiled_instruction_set(compiled: openvino.CompiledModel) -> str:
+    """The instruction set of the kernels of a compiled model."""
+    try:
+        requirements = str(compiled.get_property("RUNTIME_REQUIREMENTS"))
+    except RuntimeError:  # an older OpenVINO
+        requirements = ""
+    operations = (op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops())
+    primitives = [str(info["primitiveType"].astype(str)) for info in operations if _kind(info) in MULTIPLYING]
+    return instruction_set(primitives, requirements)
+
+
+def _kind(info: Any) -> str:
+    return str(info["layerType"].astype(str)) if "layerType" in info else ""
 
 
 class OpenVINOBackend:
@@ -143,6 +170,11 @@ class OpenVINOBackend:
     def runtime_model(self) -> openvino.Model:
         """The graph that really runs at the largest batch, with precisions and primitives in its ``rt_info``."""
         return self._pool(LARGEST_BATCH).compiled.get_runtime_model()
+
+    @functools.cached_property
+    def instruction_set(self) -> str:
+        """What the multiplying kernels are made of here; see :mod:`infer.backends.instruction_sets`."""
+        return compiled_instruction_set(self._pool(LARGEST_BATCH).compiled)
 
     def try_acquire(self, rows: int) -> None:
         """None: nothing would be gained, the batch is read where it is."""

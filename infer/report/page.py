@@ -60,13 +60,13 @@ def _hash(text: str) -> str:
 
 def _header(result: Verification, title: str) -> str:
     record = result.record
-    kind, word = ("passed", "Passed") if record["passed"] else ("failed", "Failed")
+    kind = record["outcome"]
     untrained = "" if result.manifest.model.trained else '<p class="failed verdict">Untrained: random weights</p>'
     diagnosis = record["diagnosis"]
     mark = "diagnosis" if diagnosis["kind"] in ("ok", "unknown", "subset") else "suspected verdict"
     return (
         f'<header><h1>{escape(title)}</h1><p class="sub">{record["images"]:,} images of {escape(record["data"])}, '
-        f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{word}</strong> '
+        f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
         f'{escape(record["verdict"])}</p><p class="{mark}"><strong>Diagnosis '
         f"({escape(diagnosis['kind'])}):</strong> {escape(diagnosis['text'])}</p></header>"
     )

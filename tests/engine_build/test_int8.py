@@ -1,6 +1,7 @@
 """Which calibration cache an int8 build takes, what the bundle then holds, and how accurate it is."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,40 @@ def test_an_explicit_cache_of_another_graph_is_refused(source, folder_of_images,
     taken = quantise(source, replace(options, accept_cache=True), tmp_path / "none", "tool", silent)
     assert "normalised" in taken.notes[0] and "conv1" in taken.quantised.skipped
     assert taken.record()["tensors_missing"] == ["normalised"]
+
+
+def of_the_old_network(made, path):
+    """A cache as it was written before the network was the official one: another graph, and no revision."""
+    write_cache(path, replace(made, provenance=_struct_replace(made.provenance, graph_sha256="0" * 64)))
+    beside = path.with_name(f"{path.name}.json")
+    text = beside.read_text()
+    assert '"network_revision": 2' in text
+    beside.write_text(re.sub(r',\s*"network_revision": 2', "", text))
+    return path
+
+
+def test_a_cache_of_the_old_network_is_refused(source, folder_of_images, tmp_path):
+    made, _ = make_cache(source, request(folder_of_images), tmp_path / "x", "tool", silent)
+    old = of_the_old_network(made, tmp_path / "old")
+    with pytest.raises(InputError, match=r"old: expected a calibration cache of network revision 2, found 1: its netw"):
+        quantise(source, Int8Options(cache=old, accept_cache=True), tmp_path / "none", "tool", silent)
+    said = []
+    find_cache(source, Int8Options(), old, "tool", said.append)
+    assert "is not used (expected a calibration cache of network revision 2, found 1" in said[0]
+    assert read_cache(old).provenance.network_revision == 2  # calibrated again
+
+
+def test_other_caches_without_a_revision_stay_as_they_are(source, folder_of_images, tmp_path):
+    made, _ = make_cache(source, request(folder_of_images), tmp_path / "x", "tool", silent)
+    write_cache(tmp_path / "foreign", replace(made, provenance=None))
+    options = Int8Options(cache=tmp_path / "foreign")
+    with pytest.raises(InputError, match="its origin is unknown"):
+        quantise(source, options, tmp_path / "none", "tool", silent)
+    quantise(source, replace(options, accept_cache=True), tmp_path / "none", "tool", silent)
+    mine = replace(source, info=_struct_replace(source.info, network_revision=None))
+    old = of_the_old_network(made, tmp_path / "old")
+    with pytest.raises(InputError, match="it was made from graph 0000"):
+        quantise(mine, Int8Options(cache=old), tmp_path / "none", "tool", silent)
 
 
 def test_trained_weights_without_images_are_an_error(source, tmp_path):

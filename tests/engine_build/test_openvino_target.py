@@ -56,6 +56,7 @@ def test_the_plan(tiny, tmp_path):
     assert audit["mac_nodes"] == 2  # the convolution and the classifier
     assert audit["mac_precisions"] == {"fp32": 2}
     assert sum(audit["layer_types"].values()) == sum(audit["layer_precisions"].values()) == audit["layers"]
+    assert audit["instruction_set"] != "unknown"
     assert audit["engine_bytes"] == sum(entry.size for entry in plan.files)
     assert set(plan.audit["node_precisions"]) == {"stem", "logits"}  # ONNX nodes by name, the last by its output
 

@@ -39,7 +39,7 @@ def verification(labels=None, *, name="photo {i}.jpg", images=200, reference=Tru
     evaluation.add(Labelled(records, pixels, targets), outputs(ours), outputs(theirs) if reference else None)
     record = {
         "target": "openvino", "device": "CPU", "data": "val", "reference": "x-fp32 on onnxruntime",
-        **evaluation.figures(), "passed": True, "verdict": "good enough", "measured": "2026-11-24T00:00:00+00:00",
+        **evaluation.figures(), "outcome": "passed", "verdict": "good enough", "measured": "2026-11-24T00:00:00+00:00",
         "diagnosis": {"kind": "ok", "text": "as published"},
     }  # fmt: skip
     model = ModelInfo(
@@ -47,7 +47,7 @@ def verification(labels=None, *, name="photo {i}.jpg", images=200, reference=Tru
         published="a paper",
     )  # fmt: skip
     manifest = Manifest(
-        format=1, created="now", tool="test", model=model, precision="int8", graph=ENTRY, inputs=[], outputs=[],
+        format=2, created="now", tool="test", model=model, precision="int8", graph=ENTRY, inputs=[], outputs=[],
         batch=BatchProfile(), preprocessing=IMAGENET.to_json(), labels=ENTRY, plans=[],
     )  # fmt: skip
     failures = changes.pop("failures", [])

@@ -99,7 +99,7 @@ def test_logits_that_are_not_numbers_are_counted_and_fail(bad):
     assert result["cosine"] == pytest.approx(1)
     json.loads(json.dumps(result, allow_nan=False))  # the manifest is JSON, which has no NaN
     verdict = judge(result)
-    assert not verdict.passed
+    assert verdict.outcome == "failed"
     assert verdict.reason == "NaN or infinite logits for 1 of 3 images"
 
 
@@ -108,7 +108,7 @@ def test_nothing_but_numbers_that_are_none():
     tally.add(outputs([[np.nan, np.nan]]), np.array([0]), outputs([[1, 0]]))
     result = tally.to_json()
     assert (result["not_finite"], result["cosine"], result["sqnr_db"]) == (1, 0.0, None)
-    assert not judge(result).passed
+    assert judge(result).outcome == "failed"
 
 
 def test_a_reference_of_zeros():
@@ -126,30 +126,38 @@ def test_a_reference_of_zeros():
 )  # fmt: skip
 def test_verdict_with_labels(top1, reference, threshold, passed):
     verdict = judge({"images": 9, "top1": top1, "reference_top1": reference, "agreement": 0.0}, threshold)
-    assert verdict.passed == passed
+    assert verdict.outcome == ("passed" if passed else "failed")
     assert f"top-1 {top1:.2f} % against" in verdict.reason
 
 
-@pytest.mark.parametrize(("agreement", "passed"), [(99.0, True), (98.9, False), (100.0, True)])
-def test_verdict_without_labels(agreement, passed):
+@pytest.mark.parametrize(("agreement", "outcome"), [(99.0, "passed"), (98.9, "failed"), (100.0, "passed")])
+def test_verdict_without_labels(agreement, outcome):
     verdict = judge({"images": 9, "agreement": agreement})
-    assert (verdict.passed, verdict.reason) == (passed, f"agreement {agreement:.2f} % against 99.00 % needed")
+    assert (verdict.outcome, verdict.reason) == (outcome, f"agreement {agreement:.2f} % against 99.00 % needed")
 
 
 def test_no_verdict_without_a_reference():
     verdict = judge({"images": 9, "top1": 100.0})
-    assert not verdict.passed
+    assert verdict.outcome == "failed"
     assert "pass --reference BUNDLE" in verdict.reason
 
 
 def test_record(tiny):
     from infer import open_bundle
 
+    tally = Tally()
+    tally.add(outputs([[1, 2], [2, 1], [5, 1]]), np.array([1, 1, -1]), outputs([[1, 2], [1, 2], [4, 1]]))
     with open_bundle(tiny) as runner:
-        found = record(
-            runner, {"images": 3, "agreement": 100.0}, judge({"images": 3, "agreement": 100.0}), "val", "x on y"
-        )
-    assert found["target"] == "openvino"
-    assert (found["data"], found["reference"], found["images"], found["passed"]) == ("val", "x on y", 3, True)
-    assert found["verdict"].startswith("agreement 100.00 %")
-    assert "CPU" in found["device"]
+        found = record(runner, tally.counts(), tally.to_json(), 0.6, "val", "x on y")
+        assert found.plan_sha256 == runner.manifest.plans[0].files[0].sha256
+    assert (found.target, found.data, found.reference) == ("openvino", "val", "x on y")
+    assert (found.outcome, found.threshold) == ("failed", 0.6)
+    assert found.verdict.startswith("top-1 50.00 % against 60.00 % needed")
+    assert "CPU" in found.device
+    counts = found.counts
+    assert (counts.images, counts.labelled, counts.top1, counts.reference_top1) == (3, 2, 1, 2)
+    assert (counts.agreeing, counts.lost, counts.gained, counts.not_finite) == (2, 1, 0, 0)
+    flat = found.to_json()
+    assert flat["agreement"] == round(100 * counts.agreeing / counts.reference_images, 3)
+    assert flat["top1"] == 100 * counts.top1 / counts.labelled
+    assert (flat["outcome"], flat["counts"]["lost"]) == ("failed", 1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import msgspec
 import pytest
 
 from infer import open_bundle
+from infer.accuracy_record import Accuracy, Counts
 from infer.backends import onnxruntime, openvino, tensorrt
 from infer.bundle import add_accuracy, check_files, file_entry, find_plan, read_labels, read_manifest, write_manifest
 from infer.errors import BundleError, TargetUnavailableError
@@ -44,6 +46,16 @@ def put(*keys, to):
             value[last] = to
 
     return change
+
+
+def measured(**changes) -> Accuracy:
+    """A measurement, with fields to choose."""
+    fields = {
+        "target": "openvino", "device": "CPU", "plan_sha256": None, "data": "val", "reference": "fp32",
+        "outcome": "passed", "verdict": "good", "threshold": 0.99, "measured": "now", "counts": Counts(images=3),
+        "figures": {"agreement": 100.0},
+    }  # fmt: skip
+    return Accuracy(**fields | changes)
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------------
@@ -92,11 +104,26 @@ DAMAGE = {
     "missing folder": (shutil.rmtree, r"is not a bundle: it has no manifest.json. Build one with: make engine"),
     "not JSON": (lambda b: (b / "manifest.json").write_text("{"), r"manifest.json is not valid JSON"),
     "not text": (lambda b: (b / "manifest.json").write_bytes(b'{"a": "\xff"}'), r"manifest.json is not valid JSON"),
-    "a list": (lambda b: (b / "manifest.json").write_text("[]"), r"expected manifest format 1, found None"),
-    "later format": (lambda b: edit(b, put("format", to=2)), r"expected manifest format 1, found 2; build the bundle"),
-    "format as text": (lambda b: edit(b, put("format", to="1")), r"expected manifest format 1, found '1'"),
-    "format as truth": (lambda b: edit(b, put("format", to=True)), r"Expected `int`, got `bool`"),
-    "no format": (lambda b: edit(b, put("format", to=None)), r"expected manifest format 1, found None"),
+    "a list": (lambda b: (b / "manifest.json").write_text("[]"), r"expected manifest format 2, found None; build the"),
+    "format of the old network": (
+        lambda b: edit(b, put("format", to=1)), r"format 2, found 1; it was built from a network that differs from the "
+        r"official one, build the bundle again",
+    ),
+    "later format": (lambda b: edit(b, put("format", to=3)), r"format 2, found 3; it was built by a newer .* upgrade"),
+    "format as text": (lambda b: edit(b, put("format", to="2")), r"expected manifest format 2, found '2'; build the"),
+    "format as truth": (lambda b: edit(b, put("format", to=True)), r"expected manifest format 2, found True; build"),
+    "no format": (lambda b: edit(b, put("format", to=None)), r"expected manifest format 2, found None; build the"),
+    "old network": (
+        lambda b: edit(b, put("model", "network_revision", to=1)),
+        r"expected network revision 2, found 1; its network differs from the official one .* make it again",
+    ),
+    "later network": (
+        lambda b: edit(b, put("model", "network_revision", to=3)), r"revision 2, found 3; it was made by a newer",
+    ),
+    "unknown outcome": (
+        lambda b: edit(b, put("accuracy", to=[{**json.loads(msgspec.json.encode(measured())), "outcome": "good"}])),
+        r"Invalid enum value 'good' - at `\$.accuracy\[0\].outcome`",
+    ),
     "trained as text": (
         lambda b: edit(b, put("model", "trained", to="yes")), r"Expected `bool`, got `str` - at `\$.model.trained`",
     ),
@@ -214,10 +241,9 @@ def test_find_plan(bundle):
 
 
 def test_measurements_are_kept_by_target_data_and_reference(bundle):
-    first = {"target": "openvino", "data": "val", "reference": "fp32", "top1": 1.0}
-    for record in (first, {**first, "data": "test"}, {**first, "reference": None}, {**first, "top1": 2.0}):
+    others = [measured(data="test"), measured(reference=None), measured(target="tensorrt"), measured(fast_decode=True)]
+    newer = measured(outcome="failed")
+    for record in (measured(), *others, newer):
         add_accuracy(bundle, record)
-    found = read_manifest(bundle).accuracy
-    assert len(found) == 3
-    assert [record for record in found if record["data"] == "val" and record["reference"]] == [{**first, "top1": 2.0}]
+    assert read_manifest(bundle).accuracy == [*others, newer]
     check_files(bundle, [read_manifest(bundle).graph])  # nothing else changed

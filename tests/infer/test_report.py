@@ -149,7 +149,7 @@ def test_without_a_reference():
 
 def test_failed_and_untrained_are_said():
     found = {"kind": "pre-processing", "text": "look at the images"}
-    result = verification(passed=False, diagnosis=found, failures=[f"image {i}: damaged" for i in range(130)])
+    result = verification(outcome="failed", diagnosis=found, failures=[f"image {i}: damaged" for i in range(130)])
     result.manifest.model.trained = False
     page = Page(render(result))
     text = page.text()

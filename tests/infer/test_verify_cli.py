@@ -43,10 +43,10 @@ def test_verify_as_json(call, pair, labelled, tmp_path):
     )
     found = json.loads(out)
     assert code == 0
-    assert (found["images"], found["passed"], len(found["failures"])) == (80, True, 1)
+    assert (found["images"], found["outcome"], len(found["failures"])) == (80, "passed", 1)
     assert found["agreement"] > 98
     assert "broken.png" in err
-    stored = read_manifest(pair).accuracy[0]
+    stored = read_manifest(pair).accuracy[0].to_json()
     assert stored == {key: value for key, value in found.items() if key not in ("failures", "evaluation")}
     assert [row["images"] for row in found["evaluation"]["classes"]] == [8] * 10
     assert sum(b["images"] for b in found["evaluation"]["reliability"]) == 80
@@ -62,7 +62,7 @@ def test_verify_fails_with_code_3(call, own, shipped, labelled, tmp_path):
     code, out, _ = call("verify", bundle, "--data", swapped, "--limit", 20)  # and there is nothing to compare with
     assert code == 3
     assert "FAILED: no FP32 reference" in out
-    assert read_manifest(bundle).accuracy[0]["passed"] is False
+    assert read_manifest(bundle).accuracy[0].outcome == "failed"
 
 
 def test_verify_threshold_decides(call, pair, labelled, monkeypatch):
@@ -87,7 +87,7 @@ def test_verify_writes_csv_and_report(call, pair, labelled, tmp_path):
     assert f"written: {report}" in out and f"written: {table}" in out
     assert "iresnet50_fashion fp16 on openvino" in report.read_text()
     rows = list(csv.DictReader(table.open(newline="")))
-    record = read_manifest(pair).accuracy[0]
+    record = read_manifest(pair).accuracy[0].to_json()
     assert len(rows) == 40
     assert list(rows[0]) == [
         "name", "true", "predicted", "score", "reference", "reference_score", "agrees", "divergence",
