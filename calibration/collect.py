@@ -23,7 +23,7 @@ from infer.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-_MOST_THREADS = 8  # by default: each holds the activations of one image
+_MOST_THREADS = 8
 
 
 def collect(
@@ -54,7 +54,7 @@ def collect(
         InputError: no image at all, or an array that does not fit the input.
         GraphError: the graph cannot be used or lacks a tensor, or an activation is NaN or infinite (named).
     """
-    workers = _default_threads() if threads is None else threads
+    workers = default_threads() if threads is None else threads
     if workers < 1:
         raise InputError(f"threads must be at least 1, found {threads}")
     with ActivationSession(graph, tensors) as session:
@@ -139,6 +139,7 @@ def _run_all(
             finish_one()
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """One a CPU, at most 8: each holds the activations of one image."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, _MOST_THREADS)

@@ -27,10 +27,12 @@ class ShiftGroup:
     Attributes:
         relu: name of the node.
         tensors: tensors that are quantised, all with the scale of the first.
+        branches: convolutions whose result is added to such a tensor: what the tensor lost, their bias gives back.
     """
 
     relu: str
     tensors: tuple[str, ...]
+    branches: tuple[str, ...] = ()
 
 
 def quantisable_nodes(index: Index) -> list[onnx.NodeProto]:
@@ -77,7 +79,10 @@ def activation_steps(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
-    """The ReLUs whose every reader, through pools, is an unpadded quantised layer.
+    """The ReLUs whose every reader, through pools, is an unpadded quantised layer or a residual addition.
+
+    The addition must take the tensor as its shortcut, and a convolution's result, which nothing else reads, as its
+    branch.
 
     Args:
         index: the float graph.
@@ -87,32 +92,53 @@ def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
 
 
 def _shift_groups(index: Index, quantised: Collection[str]) -> Iterator[ShiftGroup]:
+    residuals = residual_inputs(index)
     for node in index.graph.node:
         if node.op_type == "Relu" and node.output[0] not in index.outputs:
-            tensors = _followers(index, node.output[0], quantised)
-            if tensors:
-                yield ShiftGroup(node.name, tuple(tensors))
+            found = _Followers(index, quantised, residuals)
+            if found.follow(node.output[0]) and found.tensors:
+                yield ShiftGroup(node.name, tuple(found.tensors), tuple(found.branches))
 
 
-def _followers(index: Index, tensor: str, quantised: Collection[str]) -> list[str] | None:
-    """Tensors to quantise behind ``tensor``; None when a reader cannot take a moved value.
+class _Followers:
+    """What follows from a tensor that is moved."""
 
-    An average has another range than what is averaged, so nothing may share a scale with it.
-    """
-    found: list[str] = []
-    direct = False
-    readers = index.consumers.get(tensor, [])
-    for reader in readers:
-        if reader.op_type in _THROUGH and reader.output[0] not in index.outputs:
-            below = _followers(index, reader.output[0], quantised)
-            if below is None or (reader.op_type == "GlobalAveragePool" and len(readers) > 1):
-                return None
-            found += below
-        elif reader.name in quantised and reader.input[0] == tensor and _is_unpadded(reader):
-            direct = True
-        else:
+    def __init__(self, index: Index, quantised: Collection[str], residuals: dict[str, tuple[str, str]]) -> None:
+        self._index, self._quantised, self._residuals = index, quantised, residuals
+        self.tensors: list[str] = []
+        self.branches: list[str] = []
+
+    def follow(self, tensor: str) -> bool:
+        """Collect what is behind ``tensor``; False when a reader cannot take a moved value.
+
+        An average has another range than what is averaged, so nothing may share a scale with it.
+        """
+        direct = False
+        at = len(self.tensors)
+        readers = self._index.consumers.get(tensor, [])
+        for reader in readers:
+            if reader.op_type in _THROUGH and reader.output[0] not in self._index.outputs:
+                average = reader.op_type == "GlobalAveragePool"
+                if (average and len(readers) > 1) or not self.follow(reader.output[0]):
+                    return False
+            elif reader.name in self._quantised and reader.input[0] == tensor and _is_unpadded(reader):
+                direct = True
+            elif (branch := self._branch(reader, tensor)) is not None:
+                self.branches.append(branch)
+                direct = True
+            else:
+                return False
+        if direct:
+            self.tensors.insert(at, tensor)
+        return True
+
+    def _branch(self, addition: onnx.NodeProto, tensor: str) -> str | None:
+        """The convolution that is added to ``tensor``, where it can make up for what the tensor lost."""
+        shortcut, branch = self._residuals.get(addition.name, ("", ""))
+        producer = self._index.producer.get(branch)
+        if shortcut != tensor or producer is None or producer.op_type != "Conv":
             return None
-    return [tensor, *found] if direct else found
+        return producer.name if self._index.only_consumer(branch) is addition else None
 
 
 def _is_unpadded(node: onnx.NodeProto) -> bool:

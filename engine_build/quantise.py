@@ -22,8 +22,9 @@ from onnx import helper
 
 from calibration.onnx_index import Index, attribute
 from calibration.tensors import RESIDUALS, quantisable_nodes, residual_choice, residual_inputs, shift_groups
-from engine_build.shifted import apply_shift, compensate
-from engine_build.weight_scales import LEVELS, half_scale, quantise_weights
+from engine_build.gptq import RoundedWeights
+from engine_build.shifted import add_to_bias, apply_shift
+from engine_build.weight_scales import LEVELS, half_scale, quantise_weights, weight_rows
 from infer.errors import InputError
 
 
@@ -72,6 +73,9 @@ def insert_qdq(
     amax: Mapping[str, float],
     placement: Placement | None = None,
     exclude: Collection[str] = (),
+    *,
+    pair_safe: bool = True,
+    rounded: Mapping[str, RoundedWeights] | None = None,
 ) -> tuple[onnx.ModelProto, Quantised]:
     """A copy of the float32 graph with Q/DQ pairs; everything else stays float32.
 
@@ -83,8 +87,11 @@ def insert_qdq(
             :func:`calibration.tensors.activation_tensors`. Tensors that are missing or 0 are not quantised.
         placement: where to quantise; None for the default.
         exclude: Conv and Gemm nodes, and residual additions, to leave in floating point.
+        pair_safe: weights that no int8 kernel can saturate with, see :mod:`engine_build.pairs`.
+        rounded: weights that were rounded already, by layer; the others are rounded to nearest.
     """
     placement = placement or Placement()
+    rounded = rounded or {}
     work = onnx.ModelProto()
     work.CopyFrom(model)
     index = Index(work)
@@ -95,14 +102,17 @@ def insert_qdq(
         if name not in exclude
     }
     groups = [g for g in shift_groups(index, chosen) if amax.get(g.tensors[0], 0) > 0] if placement.shift else []
-    moved = {tensor: apply_shift(index, group, amax) for group in groups for tensor in group.tensors[:1]}
-    moved.update({tensor: moved[group.tensors[0]] for group in groups for tensor in group.tensors})
+    moved: dict[str, tuple[float, float]] = {}
+    for group in groups:
+        moved.update(dict.fromkeys(group.tensors, apply_shift(index, group, amax)))
 
     writer = _Writer(index, amax, {tensor: scale for tensor, (scale, _) in moved.items()})
     for node in quantisable_nodes(index):
         if node.name in chosen:
             offset = moved.get(node.input[0], (0.0, 0.0))[1]
-            writer.quantise_layer(node, placement.weights, offset)
+            writer.quantise_layer(
+                node, rounded.get(node.name) or nearest(index, node, placement.weights, pair_safe), offset
+            )
     for node in work.graph.node:
         for position, tensor in enumerate(node.input):
             if tensor in additions.get(node.name, []):
@@ -131,6 +141,17 @@ def _choose(
         else:
             chosen[node.name] = None
     return chosen, skipped
+
+
+def output_axis(node: onnx.NodeProto) -> int:
+    """Along which axis of a layer's weights its output channels lie."""
+    return 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+
+
+def nearest(index: Index, node: onnx.NodeProto, method: str, pair_safe: bool) -> RoundedWeights:
+    """A layer's weights, each rounded by itself."""
+    integers, scale = quantise_weights(index.value(node.input[1]), output_axis(node), method, pair_safe=pair_safe)
+    return RoundedWeights(integers, scale, np.zeros(len(scale)))
 
 
 class _Writer:
@@ -163,15 +184,12 @@ class _Writer:
             )
         return str(self.pairs[tensor][1].output[0])
 
-    def quantise_layer(self, node: onnx.NodeProto, method: str, offset: float) -> None:
+    def quantise_layer(self, node: onnx.NodeProto, weights: RoundedWeights, offset: float) -> None:
         name = node.input[1]
-        weight = self.index.value(name)
-        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
-        integers, scale = quantise_weights(weight, axis, method)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        if offset:
-            compensate(self.index, node, integers * scale.reshape(shape), axis, offset)
+        axis, integers, scale = output_axis(node), weights.integers, weights.scale
+        moved = weight_rows(integers, axis).sum(axis=1, dtype=np.float64) * scale * offset + weights.bias
+        if moved.any():
+            add_to_bias(self.index, node, moved)
         names = (
             self.index.set_constant(f"{name}.int8", integers),
             self.index.set_constant(f"{name}.scale", scale),

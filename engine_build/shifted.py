@@ -9,13 +9,14 @@ accepted by TensorRT, but the same result can be had with zero-point 0: the tens
 which is exact as long as the reader does no zero padding: 1x1 convolutions and the classifier, more than half of the
 layers of a bottleneck network. ``sum(W)`` is over the *dequantised* weights, so that no error is added. The steps are
 half as wide, which takes 6 dB off the rounding noise of these tensors (docs/int8.md has the effect on whole networks).
-Max-pooling and global average pooling commute with the move.
+Max-pooling and global average pooling commute with the move. Where a residual addition reads the tensor too, as in the
+second block of every stage, whose shortcut carries the ReLU's result, the bias of the convolution that is added gives
+``c`` back, which is exact again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +31,9 @@ _LOWEST = 128
 
 
 def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
-    """Move one group in the float graph, in place: the ReLU becomes a clip at ``-c``.
+    """Move one group in the float graph, in place: the ReLU becomes a clip at ``-c``, additions get ``c`` back.
 
-    The readers still expect the old values; :func:`compensate` mends them.
+    The layers that read it still expect the old values; ``offset * sum(weights)`` in their bias mends that.
 
     Returns:
         ``(scale, c)`` of its tensors, both exact in float16.
@@ -45,6 +46,8 @@ def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> t
     # Without an upper bound TensorRT takes the largest float32, which float16 does not have.
     relu.input.append(index.set_constant(f"{relu.name}.upper", np.array(np.finfo(np.float16).max, np.float32)))
     _lower(index, relu, offset)
+    for node in [node for node in index.graph.node if node.name in group.branches]:
+        add_to_bias(index, node, np.full(index.constants[node.input[1]].dims[0], offset))
     return scale, offset
 
 
@@ -68,18 +71,9 @@ def _lower(index: Index, relu: onnx.NodeProto, offset: float) -> None:
     index.set_nodes(nodes)
 
 
-def compensate(index: Index, node: onnx.NodeProto, weights: NDArray[Any], axis: int, offset: float) -> None:
-    """Add ``offset * sum(weights)`` to the bias of a reader, in place.
-
-    Args:
-        index: the graph.
-        node: Conv or Gemm.
-        weights: its dequantised weights.
-        axis: of the output channels.
-        offset: ``c``.
-    """
-    sums = np.moveaxis(weights.astype(np.float64), axis, 0).reshape(weights.shape[axis], -1).sum(axis=1)
-    old = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(len(sums))
-    name = index.set_constant(f"{node.name}.compensated_bias", (old + offset * sums).astype(np.float32))
+def add_to_bias(index: Index, node: onnx.NodeProto, amount: NDArray[np.float64]) -> None:
+    """Add ``amount`` ``[output channels]`` to the bias of a Conv or Gemm, in place, in a constant of its own."""
+    old = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(len(amount))
+    name = index.set_constant(f"{node.name}.moved_bias", (old + amount).astype(np.float32))
     del node.input[2:]
     node.input.append(name)

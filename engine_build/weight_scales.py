@@ -7,51 +7,98 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_build.pairs import LIMIT, Pairs, clamp_pairs, pair_orders, window
 from infer.errors import InputError
 
 METHODS = ("max", "mse")
 LEVELS = 127
-# Shares of a channel's largest weight that are tried as its clipping point.
-_SHARES = np.linspace(1.0, 0.5, 51)
+# Multiples of the scale that reaches a channel's largest weight. Above 1 only pairs have to gain: two neighbours of the
+# largest size fit at 127 / 64.
+_COARSE = np.arange(0.5, 2.0, 0.05)
+_UNPAIRED = 11  # of them reach 1
+_FINE = np.arange(-4, 5) / 100
+_CHUNK = 1 << 16  # weights that are tried at a time, so that they stay in the processor's cache
 
 
 def quantise_weights(
-    weight: NDArray[np.float32], axis: int = 0, method: str = "mse"
+    weight: NDArray[np.float32], axis: int = 0, method: str = "mse", *, pair_safe: bool = True
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round weights to ``int8 * scale``, symmetric, one scale a slice along ``axis``.
 
     Args:
         weight: float32, any shape.
         axis: of the output channels.
-        method: ``max``, the scale that reaches the largest weight; or ``mse``, of 51 scales between that and half of
-            it the one with the least squared error.
+        method: ``max``, the scale at which nothing is clipped; or ``mse``, of the scales from half of that the one
+            with the least squared error.
+        pair_safe: no two neighbouring weights may overflow int16, see :mod:`engine_build.pairs`.
 
     Returns:
         Integers in -127..127 of the shape of ``weight``, and scales float32 ``[channels]`` that are exact in float16.
     """
+    rows = weight_rows(weight, axis)
+    orders = pair_orders(*window(weight.shape, axis)) if pair_safe else []
+    scale = weight_scale(rows, orders, method)
+    return from_rows(round_rows(rows, scale, orders), weight.shape, axis), scale
+
+
+def weight_rows(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Weights as float32 ``[output channels, K]``, contiguous."""
+    return np.ascontiguousarray(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1), np.float32)
+
+
+def from_rows(rows: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[np.int8]:
+    """The inverse of :func:`weight_rows` for the integers."""
+    moved = (shape[axis], *(size for at, size in enumerate(shape) if at != axis))
+    return np.ascontiguousarray(np.moveaxis(rows.astype(np.int8).reshape(moved), 0, axis))
+
+
+def weight_scale(rows: NDArray[np.float32], orders: list[Pairs], method: str = "mse") -> NDArray[np.float32]:
+    """The scale of each row of ``[channels, K]``, float32 exact in float16; see :func:`quantise_weights`.
+
+    Raises:
+        InputError: unknown method.
+    """
     if method not in METHODS:
         raise InputError(f"unknown weight scale method {method!r}; known: {', '.join(METHODS)}")
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
-    largest = np.abs(rows).max(axis=1)
-    best = _half(largest / LEVELS)
-    if method == "mse":
-        least = np.full(len(rows), np.inf)
-        for share in _SHARES:
-            scale = _half(share * largest / LEVELS)
-            error = ((_round(rows, scale) * scale[:, None] - rows) ** 2).sum(axis=1)
-            better = error < least
-            best[better], least[better] = scale[better], error[better]
-    integers = _round(rows, best).astype(np.int8)
-    shape = (weight.shape[axis], *np.delete(weight.shape, axis))
-    return np.ascontiguousarray(np.moveaxis(integers.reshape(shape), 0, axis)), best.astype(np.float32)
+    if method == "max":
+        return half_scale(np.maximum(np.abs(rows).max(axis=1) / LEVELS, _largest_pair(rows, orders) / LIMIT))
+    step = max(1, _CHUNK // rows.shape[1])
+    return np.concatenate([_least_squares(rows[at : at + step], orders) for at in range(0, len(rows), step)])
 
 
-def _round(rows: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.clip(np.rint(rows / scale[:, None]), -LEVELS, LEVELS)
+def round_rows(rows: NDArray[np.float32], scale: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
+    """``rows / scale`` as whole numbers in -127..127 that hold the pairs."""
+    return clamp_pairs(np.clip(np.rint(rows * (1 / scale)[:, None]), -LEVELS, LEVELS), orders)
 
 
-def _half(scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    return half_scale(scale).astype(np.float64)
+def _largest_pair(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
+    """The largest magnitude to which two neighbours of one sign add up, of each row."""
+    largest = np.zeros(len(rows), np.float32)
+    for first, second in orders:
+        a, b = rows[:, first], rows[:, second]
+        np.maximum(largest, np.where(a * b > 0, np.abs(a + b), 0).max(axis=1), out=largest)
+    return largest
+
+
+def _least_squares(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
+    unit = np.abs(rows).max(axis=1) / LEVELS
+    best, least = half_scale(unit), np.full(len(rows), np.inf, np.float32)
+
+    def attempt(factor: NDArray[Any]) -> None:
+        scale = half_scale(factor * unit)
+        error = round_rows(rows, scale, orders)
+        error *= scale[:, None]
+        error -= rows
+        found = np.einsum("ij,ij->i", error, error)
+        better = found < least
+        best[better], least[better] = scale[better], found[better]
+
+    for factor in _COARSE if orders else _COARSE[:_UNPAIRED]:
+        attempt(np.float32(factor))
+    centre = best / np.maximum(unit, np.finfo(np.float32).tiny)
+    for step in _FINE:
+        attempt(np.maximum(centre + np.float32(step), np.float32(0.5)) if orders else np.clip(centre + step, 0.5, 1))
+    return best
 
 
 def half_scale(scale: NDArray[Any] | np.floating[Any]) -> NDArray[np.float32]:
