@@ -129,17 +129,18 @@ def layer_inputs(
 
 
 class Moments:
-    """Sums over the rows that one layer has read.
-
-    Attributes:
-        rows: how many.
-    """
+    """Sums over the rows that one layer has read."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self._summed = 0
         self._waiting: list[NDArray[np.int8]] = []
         self._sums: NDArray[np.int64] | None = None
         self._products: NDArray[np.int32] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return self._summed + sum(map(len, self._waiting))
 
     def add(self, rows: NDArray[np.int8]) -> None:
         """Add rows, int8 ``[N, groups, K]``."""
@@ -153,8 +154,8 @@ class Moments:
             return
         block = np.concatenate(self._waiting).transpose(1, 0, 2).astype(np.float32)
         self._waiting = []
-        self.rows += block.shape[1]
-        if self.rows >= 1 << 17:  # of 128 x 128 each: 2^31
+        self._summed += block.shape[1]
+        if self._summed >= 1 << 17:  # of 128 x 128 each: 2^31
             raise InputError(f"second moments: expected fewer than {1 << 17} rows a layer; pass fewer images")
         sums = block.sum(axis=1).astype(np.int64)
         # The transposed view of one array: BLAS computes half of it.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class AutoOptions:
 class AutoGraph(Int8Graph):
     """An int8 graph with layers left in fp16, and how they were found: ``auto``, for the manifest."""
 
-    auto: dict[str, Any]
+    auto: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -125,7 +125,7 @@ def mixed_precision(
     }
     for line in _summary(auto):
         say(line)
-    return AutoGraph(graph, quantised, int8.cache, int8.coverage, (*int8.notes, *notes), auto)
+    return AutoGraph(graph, quantised, int8.cache, int8.coverage, (*int8.notes, *notes), int8.rounded, auto)
 
 
 class _Search:
@@ -175,7 +175,10 @@ class _Search:
         """The float32 graph with Q/DQ at all but ``layers``, and what was quantised."""
         if self._latest[0] != layers:
             exclude = {*self._int8_options.exclude, *layers}
-            found = insert_qdq(self._source.graph, self._int8.cache.amax(), self._int8_options.placement, exclude)
+            found = insert_qdq(
+                self._source.graph, self._int8.cache.amax(), self._int8_options.placement, exclude,
+                pair_safe=self._int8_options.pair_safe, rounded=self._int8.rounded.weights,
+            )  # fmt: skip
             self._latest = (layers, *found)
         return self._latest[1:]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ FP16_TOLERANCE = 0.1
 RANGE_IMAGES = 8
 CACHE = "calibration.cache"
 QUANTISED = ("int8", "auto", "fp8")
+TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,19 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
     names, wnids = class_names(source.row, source.info.num_classes, options.labels)
     notes = [*source.notes, *target_notes]
     quantised: Int8Graph | None = None
+    # TensorRT adds int8 products in int32; what else runs the graph may have kernels that do not.
+    int8 = replace(options.int8, pair_safe=any(target not in TENSORRT for target in targets))
     if options.precision in QUANTISED:
         with steps.step("calibration"):
             cache = default_cache(folder.parent, options.model)
             make = quantise_fp8 if options.precision == "fp8" else quantise
-            quantised = make(source, options.int8, cache, tool_name(), steps.say)
+            quantised = make(source, int8, cache, tool_name(), steps.say)
     with steps.step("ranges"):
         keep = _overflowing(source) if options.precision in ("fp16", *QUANTISED) else []
     if options.precision == "auto" and quantised is not None:
         with steps.step("auto"):
             labels = (names, wnids)
-            quantised = mixed_precision(source, quantised, options.int8, options.auto, labels, keep, steps.say)
+            quantised = mixed_precision(source, quantised, int8, options.auto, labels, keep, steps.say)
     with steps.step("precision"):
         typed = _typed_graph(source, quantised, options.precision, keep)
         notes += quantised.notes if quantised else ()
@@ -122,6 +125,7 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
             batch=options.settings.batch, preprocessing=source.spec.to_json(), labels=file_entry(work, LABELS),
             plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=keep, notes=notes,
             calibration=quantised.record() if quantised else None,
+            pair_safe=options.precision in ("int8", "auto") and int8.pair_safe,
         )  # fmt: skip
         write_manifest(work, manifest)
     return folder, manifest

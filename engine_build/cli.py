@@ -74,6 +74,10 @@ def build(
     residual: Annotated[
         str, typer.Option(help="Inputs of residual additions to quantise: identity, none or both.")
     ] = "identity",
+    rounding: Annotated[
+        str,
+        typer.Option(help="Of int8 weights: moments, by what each layer reads of calibration images, or nearest."),
+    ] = "moments",
     max_drop: o.MaxDropOption = DEFAULT_MAX_DROP,
     budget_data: o.BudgetDataOption = None,
     budget_images: o.BudgetImagesOption = DEFAULT_BUDGET_IMAGES,
@@ -115,6 +119,7 @@ def build(
         accept_cache=accept_cache,
         calibration=o.calibration_request(data, images, method, percentile, seed),
         placement=Placement(residual=residual),
+        rounding=rounding,
     )
     options = BuildOptions(
         model=model,

@@ -10,7 +10,6 @@ clamped, and what was clamped is carried on like any other error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,6 @@ from engine_build.weight_scales import LEVELS
 #: Share of the mean diagonal that is added to the moments (Frantar et al., section 3.3).
 DAMPING = 0.01
 _BLOCK = 128
-
-
-@dataclass(frozen=True)
-class RoundedWeights:
-    """A layer's weights as integers.
-
-    Attributes:
-        integers: int8, of the shape of the weights.
-        scale: float32 ``[output channels]``.
-        bias: float64 ``[output channels]``, what to add to the bias so that the mean of the layer's result stays.
-    """
-
-    integers: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float64]
 
 
 def round_by_moments(

@@ -10,19 +10,26 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibration.cache import CalibrationCache, Coverage, check_matches, read_cache, write_cache
-from calibration.run import Request, calibrate, graph_sha256
+from calibration.onnx_index import Index
+from calibration.run import Request, calibrate, choose_images, graph_sha256
 from calibration.tensors import activation_tensors
 from calibration.thresholds import SYMMETRIC_STEPS
-from engine_build.quantise import Placement, Quantised, insert_qdq
+from engine_build.quantise import Placement, Quantised, insert_qdq, layer_scales
+from engine_build.rounding import IMAGES, RoundedLayers, round_layers
 from engine_build.source import Source
 from engine_build.zoo import find_model
 from infer.bundle import other_network
+from infer.decode_pool import load_batches
 from infer.errors import InputError
+from infer.preprocess import Preprocessing
 from infer.progress import progress
 
 SHIPPED = "iresnet50_fashion"
+ROUNDINGS = ("moments", "nearest")
+UNTRAINED_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Int8Options:
         calibration: images and method; ``data`` empty: found by the rules of :func:`find_cache`.
         placement: where activations are quantised.
         exclude: layers to keep in floating point.
+        rounding: of the weights: ``moments``, by what each layer reads of calibration images, where there are any; or
+            ``nearest``.
+        pair_safe: weights that int8 kernels without VNNI cannot saturate with, see :mod:`engine_build.pairs`.
     """
 
     cache: Path | None = None
@@ -42,6 +52,12 @@ class Int8Options:
     calibration: Request = field(default_factory=lambda: Request(()))
     placement: Placement = field(default_factory=Placement)
     exclude: tuple[str, ...] = ()
+    rounding: str = "moments"
+    pair_safe: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise InputError(f"rounding: expected one of {', '.join(ROUNDINGS)}, found {self.rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Int8Graph:
     cache: CalibrationCache
     coverage: Coverage
     notes: tuple[str, ...]
+    rounded: RoundedLayers = field(default_factory=lambda: RoundedLayers({}))
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -71,6 +88,7 @@ class Int8Graph:
             "int8_additions": list(self.quantised.additions),
             "shifted_tensors": len(self.quantised.shifted),
             "float_nodes": dict(self.quantised.skipped),
+            "weights": self.rounded.record(),
         }
 
 
@@ -94,8 +112,57 @@ def quantise(
     fit = check_matches(cache, graph_sha256(source.graph), tensors, accept=options.accept_cache)
     if fit.missing:
         notes.append(f"the calibration cache does not cover every tensor: {fit}; what reads them stays float")
-    graph, quantised = insert_qdq(source.graph, cache.amax(), options.placement, options.exclude)
-    return Int8Graph(graph, quantised, cache, fit, tuple(notes))
+    rounded = _rounded(source, cache, options, say)
+    graph, quantised = insert_qdq(
+        source.graph, cache.amax(), options.placement, options.exclude,
+        pair_safe=options.pair_safe, rounded=rounded.weights,
+    )  # fmt: skip
+    return Int8Graph(graph, quantised, cache, fit, tuple(notes), rounded)
+
+
+def _rounded(
+    source: Source, cache: CalibrationCache, options: Int8Options, say: Callable[[str], None]
+) -> RoundedLayers:
+    """The weights, rounded by the moments of calibration images; empty, with the reason, where they are to nearest."""
+    images, reason = None, "asked for"
+    if options.rounding == "moments":
+        images, reason = _rounding_images(source, options), "no calibration images, only a cache"
+    if images is None:
+        say(f"weights: rounded to nearest ({reason})")
+        return RoundedLayers({}, reason=reason)
+    with progress("round weights", len(images)) as advance:
+        rounded = round_layers(
+            source.graph, images, layer_scales(Index(source.graph), cache.amax(), options.placement, options.exclude),
+            exclude=options.exclude, method=options.placement.weights, pair_safe=options.pair_safe, progress=advance,
+        )  # fmt: skip
+    say(f"weights: {len(rounded.weights)} layers rounded by the second moments of {rounded.images} images")
+    return rounded
+
+
+def _rounding_images(source: Source, options: Int8Options) -> NDArray[np.uint8] | None:
+    """Some of the calibration images; None where there is only a cache."""
+    request = options.calibration
+    if options.cache is not None and not request.data:
+        return None
+    try:
+        request = with_images(source, request)
+    except InputError:  # the cache of an earlier build serves without images
+        return None
+    return load_images(request, source.spec, IMAGES if source.info.trained else UNTRAINED_IMAGES)
+
+
+def load_images(request: Request, spec: Preprocessing, count: int) -> NDArray[np.uint8]:
+    """At most ``count`` of the images that ``request`` calibrates with, uint8 ``[N, crop, crop, 3]``.
+
+    Raises:
+        InputError: not one can be read.
+    """
+    records = choose_images(replace(request, images=min(count, request.images)))
+    parts = [batch.images for batch in load_batches(records, spec, 32)]
+    images = np.concatenate(parts) if parts else np.empty((0, spec.crop, spec.crop, 3), np.uint8)
+    if not len(images):
+        raise InputError(f"not one of {len(records)} calibration images could be read")
+    return images
 
 
 def find_cache(
@@ -174,7 +241,7 @@ def make_cache(
         notes.append(
             "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks"
         )
-        request = replace(request, images=min(request.images, 64))
+        request = replace(request, images=min(request.images, UNTRAINED_IMAGES))
     request = with_images(source, request)
     with progress("calibrate", request.images) as advance:
         result = calibrate(

@@ -21,10 +21,16 @@ import onnx
 from onnx import helper
 
 from calibration.onnx_index import Index, attribute
-from calibration.tensors import RESIDUALS, quantisable_nodes, residual_choice, residual_inputs, shift_groups
-from engine_build.gptq import RoundedWeights
-from engine_build.shifted import add_to_bias, apply_shift
-from engine_build.weight_scales import LEVELS, half_scale, quantise_weights, weight_rows
+from calibration.tensors import (
+    RESIDUALS,
+    ShiftGroup,
+    quantisable_nodes,
+    residual_choice,
+    residual_inputs,
+    shift_groups,
+)
+from engine_build.shifted import add_to_bias, apply_shift, shift_of
+from engine_build.weight_scales import LEVELS, RoundedWeights, half_scale, quantise_weights, weight_rows
 from infer.errors import InputError
 
 
@@ -101,9 +107,8 @@ def insert_qdq(
         for name, (shortcut, branch) in residual_inputs(index).items()
         if name not in exclude
     }
-    groups = [g for g in shift_groups(index, chosen) if amax.get(g.tensors[0], 0) > 0] if placement.shift else []
     moved: dict[str, tuple[float, float]] = {}
-    for group in groups:
+    for group in _moved_groups(index, chosen, amax, placement):
         moved.update(dict.fromkeys(group.tensors, apply_shift(index, group, amax)))
 
     writer = _Writer(index, amax, {tensor: scale for tensor, (scale, _) in moved.items()})
@@ -125,6 +130,34 @@ def insert_qdq(
     done = tuple(name for name, tensors in additions.items() if tensors)
     tensors = {tensor: (writer.scale_of(tensor), moved.get(tensor, (0.0, 0.0))[1]) for tensor in writer.pairs}
     return work, Quantised(tuple(chosen), done, tuple(moved), tensors, skipped)
+
+
+def layer_scales(
+    index: Index, amax: Mapping[str, float], placement: Placement, exclude: Collection[str] = ()
+) -> dict[str, tuple[float, float]]:
+    """What :func:`insert_qdq` makes of the input of each layer it quantises: tensor to its scale and offset."""
+    chosen, _ = _choose(index, amax, exclude)
+    found = {
+        node.input[0]: (tensor_scale(amax[node.input[0]]), 0.0)
+        for node in quantisable_nodes(index)
+        if node.name in chosen
+    }
+    for group in _moved_groups(index, chosen, amax, placement):
+        found.update({tensor: shift_of(group, amax) for tensor in group.tensors if tensor in found})
+    return found
+
+
+def _moved_groups(
+    index: Index, chosen: Collection[str], amax: Mapping[str, float], placement: Placement
+) -> list[ShiftGroup]:
+    if not placement.shift:
+        return []
+    return [group for group in shift_groups(index, chosen) if amax.get(group.tensors[0], 0) > 0]
+
+
+def tensor_scale(amax: float) -> float:
+    """The scale of a tensor whose largest magnitude is ``amax``, exact in float16."""
+    return float(half_scale(np.float32(amax / LEVELS)))
 
 
 def _choose(
@@ -164,8 +197,7 @@ class _Writer:
         self.zero = index.set_constant("quantise.zero", np.array(0, np.int8))
 
     def scale_of(self, tensor: str) -> float:
-        value = self.scales.get(tensor, self.amax.get(tensor, 0.0) / LEVELS)
-        return float(np.ravel(half_scale(np.float32(value)))[0])
+        return self.scales[tensor] if tensor in self.scales else tensor_scale(self.amax.get(tensor, 0.0))
 
     def quantise_pool(self, node: onnx.NodeProto) -> None:
         """Let a max-pool read the pair of its input where its output has one of the same scale: rounding keeps order,
@@ -176,7 +208,7 @@ class _Writer:
 
     def dequantised(self, tensor: str) -> str:
         if tensor not in self.pairs:
-            scale = self.index.set_constant(f"{tensor}.scale", half_scale(np.float32(self.scale_of(tensor))))
+            scale = self.index.set_constant(f"{tensor}.scale", np.array(self.scale_of(tensor), np.float32))
             quantised, restored = f"{tensor}.int8", f"{tensor}.dequantised"
             self.pairs[tensor] = (
                 helper.make_node("QuantizeLinear", [tensor, scale, self.zero], [quantised], f"{tensor}.quantise"),

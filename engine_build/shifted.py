@@ -30,16 +30,21 @@ from engine_build.weight_scales import half_scale
 _LOWEST = 128
 
 
+def shift_of(group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
+    """Scale of the tensors of a group and by how much they are moved down, both exact in float16."""
+    scale = float(half_scale(np.float32(amax[group.tensors[0]] / SHIFTED_STEPS)))
+    return scale, _LOWEST * scale
+
+
 def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
     """Move one group in the float graph, in place: the ReLU becomes a clip at ``-c``, additions get ``c`` back.
 
     The layers that read it still expect the old values; ``offset * sum(weights)`` in their bias mends that.
 
     Returns:
-        ``(scale, c)`` of its tensors, both exact in float16.
+        As :func:`shift_of`.
     """
-    scale = float(half_scale(np.float32(amax[group.tensors[0]] / SHIFTED_STEPS)))
-    offset = _LOWEST * scale
+    scale, offset = shift_of(group, amax)
     relu = next(node for node in index.graph.node if node.name == group.relu)
     relu.op_type = "Clip"
     relu.input.append(index.set_constant(f"{relu.name}.lower", np.array(-offset, np.float32)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,27 @@ from infer.errors import InputError
 
 METHODS = ("max", "mse")
 LEVELS = 127
-# Multiples of the scale that reaches a channel's largest weight. Above 1 only pairs have to gain: two neighbours of the
-# largest size fit at 127 / 64.
-_COARSE = np.arange(0.5, 2.0, 0.05)
+# Multiples of the scale that reaches a channel's largest weight. Above 1 only pairs have to gain.
+_MOST = 2 * LEVELS / LIMIT  # two neighbours of the largest size fit
+_COARSE = np.arange(0.5, 2.0, 0.05, dtype=np.float32)
 _UNPAIRED = 11  # of them reach 1
-_FINE = np.arange(-4, 5) / 100
+_FINE = np.array([-4, -3, -2, -1, 1, 2, 3, 4], np.float32) / 100
 _CHUNK = 1 << 16  # weights that are tried at a time, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class RoundedWeights:
+    """A layer's weights as integers, symmetric, one scale an output channel.
+
+    Attributes:
+        integers: int8, of the shape of the weights.
+        scale: float32 ``[output channels]``.
+        bias: float64 ``[output channels]``, what to add to the bias so that the mean of the layer's result stays.
+    """
+
+    integers: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float64]
 
 
 def quantise_weights(
@@ -41,7 +57,7 @@ def quantise_weights(
     return from_rows(round_rows(rows, scale, orders), weight.shape, axis), scale
 
 
-def weight_rows(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def weight_rows(weight: NDArray[Any], axis: int) -> NDArray[np.float32]:
     """Weights as float32 ``[output channels, K]``, contiguous."""
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1), np.float32)
 
@@ -61,7 +77,7 @@ def weight_scale(rows: NDArray[np.float32], orders: list[Pairs], method: str = "
     if method not in METHODS:
         raise InputError(f"unknown weight scale method {method!r}; known: {', '.join(METHODS)}")
     if method == "max":
-        return half_scale(np.maximum(np.abs(rows).max(axis=1) / LEVELS, _largest_pair(rows, orders) / LIMIT))
+        return _unclipped(rows, orders)
     step = max(1, _CHUNK // rows.shape[1])
     return np.concatenate([_least_squares(rows[at : at + step], orders) for at in range(0, len(rows), step)])
 
@@ -69,6 +85,10 @@ def weight_scale(rows: NDArray[np.float32], orders: list[Pairs], method: str = "
 def round_rows(rows: NDArray[np.float32], scale: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
     """``rows / scale`` as whole numbers in -127..127 that hold the pairs."""
     return clamp_pairs(np.clip(np.rint(rows * (1 / scale)[:, None]), -LEVELS, LEVELS), orders)
+
+
+def _unclipped(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
+    return half_scale(np.maximum(np.abs(rows).max(axis=1) / LEVELS, _largest_pair(rows, orders) / LIMIT))
 
 
 def _largest_pair(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
@@ -84,8 +104,8 @@ def _least_squares(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np
     unit = np.abs(rows).max(axis=1) / LEVELS
     best, least = half_scale(unit), np.full(len(rows), np.inf, np.float32)
 
-    def attempt(factor: NDArray[Any]) -> None:
-        scale = half_scale(factor * unit)
+    def attempt(wanted: NDArray[np.float32]) -> None:
+        scale = half_scale(wanted)
         error = round_rows(rows, scale, orders)
         error *= scale[:, None]
         error -= rows
@@ -93,11 +113,12 @@ def _least_squares(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np
         better = found < least
         best[better], least[better] = scale[better], found[better]
 
+    attempt(_unclipped(rows, orders))
     for factor in _COARSE if orders else _COARSE[:_UNPAIRED]:
-        attempt(np.float32(factor))
-    centre = best / np.maximum(unit, np.finfo(np.float32).tiny)
+        attempt(factor * unit)
+    centre, most = best, _MOST * unit if orders else unit
     for step in _FINE:
-        attempt(np.maximum(centre + np.float32(step), np.float32(0.5)) if orders else np.clip(centre + step, 0.5, 1))
+        attempt(np.minimum(centre + step * unit, most))
     return best
 
 

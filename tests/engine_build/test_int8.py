@@ -186,7 +186,8 @@ def test_a_layer_that_stays_float_fails_the_build(narrow_row, tmp_path, monkeypa
     pytest.importorskip("tensorrt_rtx")
     from engine_build import quantise as module
 
-    monkeypatch.setattr(module, "half_scale", lambda scale: np.array([scale], np.float32))
+    scale_of = module._Writer.scale_of
+    monkeypatch.setattr(module._Writer, "scale_of", lambda self, tensor: [scale_of(self, tensor)])
     options = BuildOptions(
         narrow_row.name, precision="int8", targets=("tensorrt_rtx",), output=tmp_path / "bundle", offline=True
     )

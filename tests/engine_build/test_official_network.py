@@ -31,7 +31,7 @@ GRAPH_ROWS = [name if name in GRAPHS else pytest.param(name, marks=pytest.mark.s
 
 
 def filled(name):
-    """The network, every value of its state dict from the CRC-32 of its key; rules by name and shape, first that fits."""
+    """The network; every value comes from the CRC-32 of its key, by the first rule that fits name or shape."""
     model, state = shape_only(MODELS[name]), {}
     for key, old in model.state_dict().items():
         r, shape = np.random.default_rng(zlib.crc32(key.encode())), tuple(old.shape)

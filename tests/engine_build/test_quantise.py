@@ -7,7 +7,7 @@ from small_models import SIDE, graph, pictures, run, weights_of
 
 from calibration.collect import collect
 from calibration.onnx_index import Index
-from calibration.tensors import activation_steps, activation_tensors
+from calibration.tensors import activation_steps, activation_tensors, shift_groups
 from engine_build.precision import to_precision
 from engine_build.quantise import Placement, insert_qdq
 from infer.errors import InputError
@@ -134,12 +134,13 @@ def test_moved_tensors_use_negative_integers(net, amax):
     assert integers.min() == -128 and integers.max() > 100
 
 
-def test_the_shift_alone_changes_nothing(net):
+@pytest.mark.parametrize("make", [residual_net, lambda: second_block()], ids=["stage", "second block"])
+def test_the_shift_alone_changes_nothing(make):
     """With a fine scale in place of int8's, the moved graph equals the float one: bias and offset cancel exactly."""
     from calibration.tensors import quantisable_nodes, shift_groups
-    from engine_build.shifted import apply_shift, compensate
+    from engine_build.shifted import add_to_bias, apply_shift
 
-    moved = onnx.ModelProto()
+    net, moved = make(), onnx.ModelProto()
     moved.CopyFrom(net)
     index = Index(moved)
     layers = quantisable_nodes(index)
@@ -149,10 +150,53 @@ def test_the_shift_alone_changes_nothing(net):
         offsets.update(dict.fromkeys(group.tensors, offset))
     for node in quantisable_nodes(index):
         if node.input[0] in offsets:
-            compensate(index, node, index.value(node.input[1]), 0, offsets[node.input[0]])
+            weights = index.value(node.input[1])
+            sums = weights.reshape(len(weights), -1).sum(axis=1)
+            add_to_bias(index, node, offsets[node.input[0]] * sums)
+    assert offsets
     index.set_nodes(moved.graph.node)
-    images = pictures(8)
+    raw = moved.graph.input[0].name == "images"
+    images = pictures(8) if raw else weights_of(8, 3, SIDE, SIDE)
     np.testing.assert_allclose(run(moved, images)[0], run(net, images)[0], rtol=1e-4, atol=1e-4)
+
+
+def second_block():
+    """The block of a stage that has no leading BN: its ReLU is read by a convolution and by the addition."""
+    c = {f"w{n}": weights_of(8, i, 1, 1, seed=n) / 3 for n, i in enumerate((3, 8, 8))}
+    c |= {"b1": weights_of(8, seed=9), "fw": weights_of(10, 8, seed=4), "fb": weights_of(10, seed=5)}
+    nodes = [
+        ("Conv", "x w0", "stem", {"strides": [2, 2]}), ("Relu", "stem", "r"),
+        ("Conv", "r w1 b1", "c1"), ("Relu", "c1", "r1"), ("Conv", "r1 w2", "c2"), ("Add", "c2 r", "sum"),
+        ("GlobalAveragePool", "sum", "avg"), ("Flatten", "avg", "flat"), ("Gemm", "flat fw fb", "y", {"transB": 1}),
+    ]  # fmt: skip
+    return graph(nodes, c)
+
+
+def test_a_shortcut_behind_a_relu_uses_the_whole_range_and_the_branch_gives_it_back():
+    net, x = second_block(), weights_of(16, 3, SIDE, SIDE, seed=6)
+    layers = {"stem", "c1", "c2", "y"}
+    groups = {group.relu: group for group in shift_groups(Index(net), layers)}
+    assert groups["r"].tensors == ("r",) and groups["r"].branches == ("c2",)
+    assert groups["r1"].branches == ()
+    amax = collect(net, [x], activation_tensors(net)).amax("minmax", activation_steps(net))
+    expected = run(net, x)[0]
+    for exclude in ((), ("sum",)):  # an addition in floating point reads the moved tensor all the same
+        quantised, done = insert_qdq(net, amax, exclude=exclude)
+        assert "r" in done.shifted and done.additions == (() if exclude else ("sum",))
+        add = next(node for node in quantised.graph.node if node.name == "sum")
+        assert set(add.input) == {"c2", "r" if exclude else "r.dequantised"}
+        assert sqnr(run(quantised, x)[0], expected) > 40
+    probe = insert_qdq(net, amax)[0]
+    probe.graph.output.append(onnx.helper.make_tensor_value_info("r.int8", onnx.TensorProto.INT8, None))
+    (integers,) = run(probe, x, ["r.int8"])
+    assert integers.min() == -128 and integers.max() > 100
+
+
+def test_a_branch_that_something_else_reads_too_keeps_the_shortcut_where_it_is():
+    net = second_block()
+    net.graph.node.insert(6, onnx.helper.make_node("Relu", ["c2"], ["other"], "other"))
+    net.graph.node.insert(7, onnx.helper.make_node("Add", ["other", "other"], ["unread"], "unread"))
+    assert "r" not in {group.relu for group in shift_groups(Index(net), {"stem", "c1", "c2", "y"})}
 
 
 def test_tensors_without_a_range_stay_float_and_are_reported(net, amax):
