@@ -20,8 +20,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from calibration.onnx_index import Index, attribute
-from calibration.tensors import RESIDUALS, quantisable_nodes, residual_choice, residual_inputs, shift_groups
+from calibration.onnx_index import Index
+from calibration.tensors import (
+    RESIDUALS,
+    channel_axis,
+    floating_products,
+    quantisable_nodes,
+    residual_choice,
+    residual_inputs,
+    shift_groups,
+)
 from engine_build.shifted import apply_shift, compensate
 from engine_build.weight_scales import LEVELS, half_scale, quantise_weights
 from infer.errors import InputError
@@ -53,11 +61,11 @@ class Quantised:
     """What :func:`insert_qdq` did.
 
     Attributes:
-        nodes: Conv and Gemm nodes that now have INT8 inputs and weights.
+        nodes: Conv, Gemm and MatMul nodes that now have INT8 inputs and weights.
         additions: residual additions with a quantised input.
         shifted: activation tensors that use the whole int8 range.
         tensors: quantised activation tensors, each with the scale of its integers and by how much it was moved down.
-        skipped: Conv and Gemm nodes left in floating point, and the reason.
+        skipped: every other convolution and matrix product, and the reason.
     """
 
     nodes: tuple[str, ...]
@@ -122,7 +130,7 @@ def _choose(
 ) -> tuple[dict[str, None], dict[str, str]]:
     """Names of the layers to quantise in graph order, and the others with the reason."""
     chosen: dict[str, None] = {}
-    skipped: dict[str, str] = {}
+    skipped = floating_products(index)
     for node in quantisable_nodes(index):
         if node.name in exclude:
             skipped[node.name] = "kept in floating point on request"
@@ -166,7 +174,7 @@ class _Writer:
     def quantise_layer(self, node: onnx.NodeProto, method: str, offset: float) -> None:
         name = node.input[1]
         weight = self.index.value(name)
-        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        axis = channel_axis(node)
         integers, scale = quantise_weights(weight, axis, method)
         shape = [1] * weight.ndim
         shape[axis] = -1
