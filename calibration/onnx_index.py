@@ -59,7 +59,18 @@ class Index:
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def set_constant(self, name: str, value: NDArray[Any]) -> str:
-        """Add or replace the initializer ``name``."""
+        """Add or replace the initializer ``name``.
+
+        Raises:
+            GraphError: several nodes read it, so that the change for one would change the others.
+        """
+        if (
+            name in self.constants
+            and len(self.consumers.get(name, [])) > 1
+            and not np.array_equal(value, self.value(name))
+        ):
+            readers = ", ".join(node.name for node in self.consumers[name][:3])
+            raise GraphError(f"constant {name!r} is read by several nodes ({readers}); give each a copy first")
         tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         for old in self.graph.initializer:
             if old.name == name:
@@ -68,6 +79,12 @@ class Index:
         else:
             self.graph.initializer.append(tensor)
         self.constants[name] = tensor
+        return name
+
+    def fresh_name(self, name: str) -> str:
+        """``name``, with underscores behind it where a tensor is called so already."""
+        while name in self.constants or name in self.producer or name in self.consumers:
+            name += "_"
         return name
 
     def replace_reads(self, old: str, new: str, but: Iterable[onnx.NodeProto] = ()) -> None:

@@ -1,7 +1,7 @@
 """Which activation tensors an int8 graph quantises, and how many steps each of them has.
 
-Quantised are the inputs of every convolution and of the classifier, and the shortcut input of every residual
-addition: that is what lets TensorRT join the addition to the int8 convolution before it.
+Quantised are the inputs of every convolution and matrix product with constant weights, and the shortcut input of every
+residual addition: that is what lets TensorRT join the addition to the int8 convolution before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from calibration.onnx_index import Index, attribute
 #: Steps of a tensor that is never negative and may be moved down to use the negative integers too.
 SHIFTED_STEPS = 255
 RESIDUALS = ("identity", "none", "both")
-_LAYERS = ("Conv", "Gemm")
+_LAYERS = ("Conv", "Gemm", "MatMul")
+# Arithmetic of the same kind that has no int8 form here; it is listed beside the layers that were left out.
+_OTHERS = ("ConvTranspose", "DeformConv", "Einsum", "Attention", "GRU", "LSTM", "RNN")
 _THROUGH = ("MaxPool", "GlobalAveragePool", "Flatten")
 
 
@@ -36,8 +38,59 @@ class ShiftGroup:
 
 
 def quantisable_nodes(index: Index) -> list[onnx.NodeProto]:
-    """Conv and Gemm nodes with constant weights, in graph order."""
-    return [n for n in index.graph.node if n.op_type in _LAYERS and n.input[1] in index.constants]
+    """Conv, Gemm and MatMul nodes that can be quantised, in graph order."""
+    return [n for n in index.graph.node if n.op_type in _LAYERS and why_floating(n, index) is None]
+
+
+def floating_products(index: Index) -> dict[str, str]:
+    """Names of the convolutions and matrix products that cannot be quantised, in graph order, each with the reason."""
+    reasons = {n.name: why_floating(n, index) for n in index.graph.node if n.op_type in (*_LAYERS, *_OTHERS)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
+    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+
+
+def why_floating(node: onnx.NodeProto, index: Index) -> str | None:
+    """Why a convolution or product cannot be quantised; None for the plain form: an activation, constant weights, and
+    no bias or a constant one."""
+    if node.op_type not in _LAYERS:
+        return f"{node.op_type} has no int8 form"
+    return _why_weights(node, index) or _why_bias(node, index)
+
+
+def _why_weights(node: onnx.NodeProto, index: Index) -> str | None:
+    data, weight = node.input[:2]
+    if data in index.constants:
+        return "its constant is the first operand, int8 needs it as the second"
+    if weight not in index.constants:
+        producer = index.producer.get(weight)
+        return "its weights are not constant" + ("" if producer is None else f", {producer.name} computes them")
+    dims = index.constants[weight].dims
+    if node.op_type != "Conv" and len(dims) != 2:
+        return f"its weights have {len(dims)} dimensions, int8 needs a matrix"
+    return None
+
+
+def _why_bias(node: onnx.NodeProto, index: Index) -> str | None:
+    if node.op_type == "Gemm" and _has_factors(node):
+        return "it has alpha, beta or transA"
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    bias = index.constants.get(node.input[2])
+    if bias is None:
+        return "its bias is not constant"
+    channels = index.constants[node.input[1]].dims[channel_axis(node)]
+    if list(bias.dims) == [channels]:
+        return None
+    return f"its bias has the shape {list(bias.dims)}, int8 needs one number a channel"
+
+
+def _has_factors(node: onnx.NodeProto) -> bool:
+    factors = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+    return bool(attribute(node, "transA", 0)) or factors != (1.0, 1.0)
 
 
 def residual_inputs(index: Index) -> dict[str, tuple[str, str]]:
@@ -86,7 +139,7 @@ def shift_groups(index: Index, quantised: Collection[str]) -> list[ShiftGroup]:
 
     Args:
         index: the float graph.
-        quantised: names of the Conv and Gemm nodes that are quantised.
+        quantised: names of the layers that are quantised.
     """
     return list(_shift_groups(index, quantised))
 
@@ -142,6 +195,6 @@ class _Followers:
 
 
 def _is_unpadded(node: onnx.NodeProto) -> bool:
-    if node.op_type == "Gemm":
-        return True
+    if node.op_type != "Conv":
+        return node.op_type == "Gemm"  # a MatMul has no bias that could make up for the move
     return not any(attribute(node, "pads", [])) and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")

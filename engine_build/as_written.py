@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index, attribute
-from engine_build.graph import LOGITS, Logits
+from engine_build.graph import Logits
+from engine_build.names import LOGITS
 from engine_build.precision import value_types
 from engine_build.reference import normalise
 from infer.errors import GraphError

@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.onnx_index import Index, attribute
+from calibration.tensors import why_floating
 
 EXPONENT = 0.8
 DEVIATIONS = 3.0
@@ -64,10 +65,10 @@ def residual_streams(index: Index) -> list[Stream]:
         if node.op_type in _PASS_THROUGH and not constants:
             joined(*inputs, node.output[0])
             added |= set(node.output) if node.op_type == "Add" else set()
-        elif node.op_type == "Conv" and node.input[1] in index.constants:
+        elif node.op_type == "Conv" and why_floating(node, index) is None:
             joined(node.output[0]).writers.append(node)
             joined(inputs[0]).readers.append(node)
-        elif node.op_type == "BatchNormalization":
+        elif node.op_type == "BatchNormalization" and all(name in index.constants for name in node.input[1:5]):
             blocked |= set(node.output)
             joined(inputs[0]).readers.append(node)
         else:
@@ -113,17 +114,11 @@ def _groups(node: onnx.NodeProto) -> int:
     return attribute(node, "group", 1) if node.op_type == "Conv" else 1
 
 
-def _own(name: str, node: onnx.NodeProto, index: Index, value: NDArray[np.float64]) -> str:
-    """Store ``value`` under ``name`` where only ``node`` reads that, else under a new name."""
-    shared = len(index.consumers.get(name, [])) > 1
-    return index.set_constant(f"{node.name}.{name}" if shared else name, value.astype(np.float32))
-
-
 def _scale_rows(node: onnx.NodeProto, index: Index, factors: NDArray[np.float64]) -> None:
     weight = index.value(node.input[1])
-    node.input[1] = _own(node.input[1], node, index, weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
+    _replace(index, node.input[1], weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
     if len(node.input) > 2 and node.input[2]:
-        node.input[2] = _own(node.input[2], node, index, index.value(node.input[2]) * factors)
+        _replace(index, node.input[2], index.value(node.input[2]) * factors)
 
 
 def _scale_columns(node: onnx.NodeProto, index: Index, factors: NDArray[np.float64]) -> None:
@@ -131,8 +126,12 @@ def _scale_columns(node: onnx.NodeProto, index: Index, factors: NDArray[np.float
         # Its statistics follow the stream; epsilon is negligible beside the variance but is kept exact too.
         epsilon = attribute(node, "epsilon", 1e-5)
         mean, variance = index.value(node.input[3]), index.value(node.input[4])
-        node.input[3] = _own(node.input[3], node, index, mean * factors)
-        node.input[4] = _own(node.input[4], node, index, (variance + epsilon) * factors**2 - epsilon)
+        _replace(index, node.input[3], mean * factors)
+        _replace(index, node.input[4], (variance + epsilon) * factors**2 - epsilon)
         return
     weight = index.value(node.input[1])
-    node.input[1] = _own(node.input[1], node, index, weight / factors.reshape(1, -1, *[1] * (weight.ndim - 2)))
+    _replace(index, node.input[1], weight / factors.reshape(1, -1, *[1] * (weight.ndim - 2)))
+
+
+def _replace(index: Index, name: str, value: NDArray[np.float64]) -> None:
+    index.set_constant(name, value.astype(np.float32))

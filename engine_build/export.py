@@ -13,7 +13,8 @@ import onnx
 import torch
 
 from calibration.onnx_index import Index
-from engine_build.graph import INPUT, LOGITS, OPSET, TOLERANCE, Logits, check_step
+from engine_build.graph import OPSET, TOLERANCE, Logits, check_step
+from engine_build.names import INPUT, LOGITS
 from engine_build.reference import graph_logits, remembered, torch_logits
 from engine_build.synthetic import synthetic_images
 from infer.errors import GraphError

@@ -24,9 +24,16 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import helper
 
 from calibration.cache import check_matches
-from calibration.onnx_index import Index, attribute
+from calibration.onnx_index import Index
 from calibration.run import graph_sha256
-from calibration.tensors import activation_tensors, quantisable_nodes, residual_choice, residual_inputs
+from calibration.tensors import (
+    activation_tensors,
+    channel_axis,
+    floating_products,
+    quantisable_nodes,
+    residual_choice,
+    residual_inputs,
+)
 from engine_build.int8 import Int8Graph, Int8Options, find_cache
 from engine_build.quantise import Quantised
 from engine_build.source import Source
@@ -115,7 +122,7 @@ def _choose(
 ) -> tuple[dict[str, None], dict[str, str]]:
     """Names of the layers to quantise in graph order, and the others with the reason."""
     chosen: dict[str, None] = {}
-    skipped: dict[str, str] = {}
+    skipped = floating_products(index)
     for node in quantisable_nodes(index):
         window = index.constants[node.input[1]].dims[2:] if node.op_type == "Conv" else ()
         if node.name in exclude:
@@ -171,7 +178,7 @@ class _Writer:
         name = node.input[1]
         restored = f"{name}.dequantised"
         if name not in self.weights:
-            axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+            axis = channel_axis(node)
             values, scale = quantise_weights(self.index.value(name), axis)
             inputs = (
                 self.index.set_constant(f"{name}.fp8", values),

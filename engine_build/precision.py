@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index
-from engine_build.graph import CLASSES, LOGITS, SCORES
+from engine_build.names import CLASSES, EPILOGUE, LOGITS, PROLOGUE, SCORES
 from engine_build.shapes import infer_shapes
 from infer.errors import InputError
 
@@ -26,8 +26,6 @@ FLOAT16_MAX = 65504.0
 MARGIN = 2.0
 BFLOAT16_OPSET = 22  # the first in which Conv and the pools accept bfloat16
 
-_PROLOGUE = ("normalise.cast", "normalise.sub", "normalise.mul")
-_EPILOGUE = ("softmax", "top_k", "classes.cast")
 # Inputs that ONNX allows as float32 only, by position: the factors of a Resize.
 _ALWAYS_FLOAT32 = {"Resize": (2,)}
 
@@ -46,7 +44,7 @@ def overflowing_nodes(model: onnx.ModelProto, amax: Mapping[str, float]) -> list
     limit = FLOAT16_MAX / MARGIN
     found = []
     for node in model.graph.node:
-        if node.name in (*_PROLOGUE, *_EPILOGUE):
+        if node.name in (*PROLOGUE, *EPILOGUE):
             continue
         activations = max((amax.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         constants = max((_amax(index, name) for name in node.input if name in index.constants), default=0.0)
@@ -78,7 +76,7 @@ def to_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] =
     typed.CopyFrom(model)
     if precision != "fp32":
         kind = FLOAT_TYPES[REST_OF_INT8 if precision == "int8" else precision]
-        _Caster(typed, kind, {*keep, *_PROLOGUE, *_EPILOGUE}).run()
+        _Caster(typed, kind, {*keep, *PROLOGUE, *EPILOGUE}).run()
     if precision == "bf16" and _opset(typed) < BFLOAT16_OPSET:
         typed = onnx.version_converter.convert_version(typed, BFLOAT16_OPSET)
     return typed

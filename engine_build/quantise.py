@@ -20,10 +20,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from calibration.onnx_index import Index, attribute
+from calibration.onnx_index import Index
 from calibration.tensors import (
     RESIDUALS,
     ShiftGroup,
+    channel_axis,
+    floating_products,
     quantisable_nodes,
     residual_choice,
     residual_inputs,
@@ -60,11 +62,11 @@ class Quantised:
     """What :func:`insert_qdq` did.
 
     Attributes:
-        nodes: Conv and Gemm nodes that now have INT8 inputs and weights.
+        nodes: Conv, Gemm and MatMul nodes that now have INT8 inputs and weights.
         additions: residual additions with a quantised input.
         shifted: activation tensors that use the whole int8 range.
         tensors: quantised activation tensors, each with the scale of its integers and by how much it was moved down.
-        skipped: Conv and Gemm nodes left in floating point, and the reason.
+        skipped: every other convolution and matrix product, and the reason.
     """
 
     nodes: tuple[str, ...]
@@ -165,7 +167,7 @@ def _choose(
 ) -> tuple[dict[str, None], dict[str, str]]:
     """Names of the layers to quantise in graph order, and the others with the reason."""
     chosen: dict[str, None] = {}
-    skipped: dict[str, str] = {}
+    skipped = floating_products(index)
     for node in quantisable_nodes(index):
         if node.name in exclude:
             skipped[node.name] = "kept in floating point on request"
@@ -176,14 +178,9 @@ def _choose(
     return chosen, skipped
 
 
-def output_axis(node: onnx.NodeProto) -> int:
-    """Along which axis of a layer's weights its output channels lie."""
-    return 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
-
-
 def nearest(index: Index, node: onnx.NodeProto, method: str, pair_safe: bool) -> RoundedWeights:
     """A layer's weights, each rounded by itself."""
-    integers, scale = quantise_weights(index.value(node.input[1]), output_axis(node), method, pair_safe=pair_safe)
+    integers, scale = quantise_weights(index.value(node.input[1]), channel_axis(node), method, pair_safe=pair_safe)
     return RoundedWeights(integers, scale, np.zeros(len(scale)))
 
 
@@ -218,9 +215,9 @@ class _Writer:
 
     def quantise_layer(self, node: onnx.NodeProto, weights: RoundedWeights, offset: float) -> None:
         name = node.input[1]
-        axis, integers, scale = output_axis(node), weights.integers, weights.scale
+        axis, integers, scale = channel_axis(node), weights.integers, weights.scale
         moved = weight_rows(integers, axis).sum(axis=1, dtype=np.float64) * scale * offset + weights.bias
-        if moved.any():
+        if moved.any() and node.op_type != "MatMul":  # which has no bias, and is never moved
             add_to_bias(self.index, node, moved)
         names = (
             self.index.set_constant(f"{name}.int8", integers),

@@ -9,7 +9,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from engine_build.graph import INPUT, Logits
+from engine_build.graph import Logits
+from engine_build.names import INPUT
 from infer.preprocess import Preprocessing
 
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from calibration.moments import LayerInput, Moments, collect_moments, layer_inputs
 from calibration.onnx_index import Index
-from calibration.tensors import quantisable_nodes
+from calibration.tensors import channel_axis, quantisable_nodes
 from engine_build.gptq import round_by_moments
 from engine_build.pairs import pair_orders, window
-from engine_build.quantise import output_axis
 from engine_build.weight_scales import RoundedWeights, from_rows, weight_rows, weight_scale
 
 #: Enough: 64 rows an image are more than the largest window has weights.
@@ -75,7 +74,7 @@ def round_layers(
         if node.name in inputs:
             weight = index.value(node.input[1])
             taken = moments.pop(node.name)  # the largest things here
-            found[node.name] = _round(weight, output_axis(node), inputs[node.name], taken, method, pair_safe)
+            found[node.name] = _round(weight, channel_axis(node), inputs[node.name], taken, method, pair_safe)
     return RoundedLayers(found, len(images))
 
 

@@ -62,7 +62,7 @@ def _lower(index: Index, relu: onnx.NodeProto, offset: float) -> None:
     producer = index.producer.get(source)
     if producer is not None and index.only_consumer(source) is relu:
         position = {"Conv": 2, "BatchNormalization": 2}.get(producer.op_type)
-        if position is not None and (producer.op_type != "Conv" or len(producer.input) > 2):
+        if position is not None and len(producer.input) > position and producer.input[position] in index.constants:
             bias = index.value(producer.input[position])
             name = f"{producer.input[position]}.lowered"
             producer.input[position] = index.set_constant(name, (bias - np.float32(offset)).astype(np.float32))

@@ -23,6 +23,11 @@ def mac_nodes(model: onnx.ModelProto) -> dict[str, str]:
     }
 
 
+def mac_results(model: onnx.ModelProto) -> dict[str, str]:
+    """The name of the convolution or matrix product that writes each tensor, by the tensor's name."""
+    return {node.output[0]: node.name for node in model.graph.node if node.op_type in MAC_OPERATORS}
+
+
 def uses_fp8(model: onnx.ModelProto) -> bool:
     """Whether ``model`` holds fp8 weights or zero-points, or casts to fp8."""
     from onnx import TensorProto

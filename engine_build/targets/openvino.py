@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine_build.targets.onnx_nodes import mac_results
 from infer.backends.openvino import CACHE_FOLDER, MULTIPLYING, OpenVINOBackend, computes_in, make_core
 from infer.bundle import Plan, file_entry
 from infer.errors import BuildError, TargetUnavailableError
 
 XML, BIN = "openvino.xml", "openvino.bin"
 _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
-_SPLIT_BIAS = "/WithoutBiases"  # OpenVINO's reader splits a Conv or Gemm with a bias in two
+# OpenVINO's reader splits a Conv or Gemm with a bias in two; its int8 passes call a MatMul after its factor.
+_PARTS = ("/WithoutBiases", "/DequantizationMultiply")
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
 # given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
@@ -29,11 +31,12 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
         graph: the precision-typed ONNX graph.
         folder: the bundle under construction.
         precision: of the graph.
-        int8_nodes: Conv and Gemm nodes that must run in int8.
+        int8_nodes: Conv, Gemm and MatMul nodes that must run in int8.
 
     Raises:
         BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
     """
+    import onnx
     import openvino
 
     started = time.monotonic()
@@ -51,7 +54,7 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
         raise BuildError(str(error)) from error
     try:
         size = sum((folder / name).stat().st_size for name in (XML, BIN))
-        audit = audit_runtime(backend.runtime_model(), size)
+        audit = audit_runtime(backend.runtime_model(), size, mac_results(onnx.load(graph, load_external_data=False)))
         audit["summary"]["instruction_set"] = backend.instruction_set
     finally:
         backend.close()
@@ -82,11 +85,12 @@ def inference_precision(core: Any, precision: str) -> tuple[str, list[str]]:
     return "f32", [f"this CPU has no {precision} arithmetic: weights are {precision}, OpenVINO computes in float32"]
 
 
-def audit_runtime(runtime: Any, engine_bytes: int) -> dict[str, Any]:
+def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Layers of a compiled model, in the form of :meth:`engine_build.audit.PlanAudit.to_json` without the layer list.
 
     OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
-    which primitive; the ONNX node is its ``originalLayersNames``.
+    which primitive; the ONNX node is its ``originalLayersNames``. The last node of a graph goes by its output there:
+    ``results`` has the node of each, see :func:`engine_build.targets.onnx_nodes.mac_results`.
     """
     types: Counter[str] = Counter()
     precisions: Counter[str] = Counter()
@@ -102,7 +106,9 @@ def audit_runtime(runtime: Any, engine_bytes: int) -> dict[str, Any]:
         precisions[precision] += 1
         if kind in MULTIPLYING:
             name = info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]
-            nodes[name.split(_SPLIT_BIAS)[0]] = precision
+            for part in _PARTS:
+                name = name.split(part)[0]
+            nodes[(results or {}).get(name, name)] = precision
             primitives[info.get("primitiveType", "?")] += 1
     summary = {
         "layers": types.total(),

@@ -9,6 +9,7 @@ from small_models import SIDE, bn_constants, bn_inputs, graph, run_graph
 
 from calibration.onnx_index import Index, attribute
 from engine_build import graph as passes
+from infer.errors import GraphError
 
 X = np.random.default_rng(1).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
 RNG = np.random.default_rng(3)
@@ -49,13 +50,13 @@ FOLDS = {
         {"m": RNG.normal(size=(4, 4)).astype(np.float32), "b1": np.ones((2, 1), np.float32)},
     ),
     "gemm with factors": (
-        0,
+        1,
         [*POOLED, ("Gemm", "f m b", "g", {"transB": 1, "alpha": 0.5, "beta": 2.0}),
          ("BatchNormalization", G_BN, "y")],
         {"m": MATRIX, "b": BIAS},
     ),
     "shared weights": (
-        0,
+        1,
         [("Conv", "x w", "c"), ("Conv", "x w", "d"), ("BatchNormalization", C_BN, "e"), ("Add", "d e", "y")],
         {"w": KERNEL},
     ),
@@ -80,7 +81,7 @@ FOLDS = {
         {"w": KERNEL},
     ),
     "computed weight": (
-        0, [("Mul", "w two", "v"), ("Conv", "x v", "c"), ("BatchNormalization", C_BN, "y")],
+        1, [("Mul", "w two", "v"), ("Conv", "x v", "c"), ("BatchNormalization", C_BN, "y")],
         {"w": KERNEL, "two": np.float32(2)},
     ),
 }  # fmt: skip
@@ -92,10 +93,17 @@ def test_folding(case):
     outputs = SEVERAL if case == "convolution is an output" else SEVERAL[:1]
     model = graph(nodes, {**constants, **BN4}, outputs=outputs)
     before = run_graph(model, X)
+    passes.canonicalise(model)
     assert passes.fold_batch_norms(model) == folded
     assert Index(model).op_counts()["BatchNormalization"] == 1 - folded
     for old, new in zip(before, run_graph(model, X), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-4 * np.abs(old).max())
+
+
+def test_folding_never_changes_a_constant_for_another_node():
+    _, nodes, constants = FOLDS["shared weights"]
+    with pytest.raises(GraphError, match=r"constant 'w' is read by several nodes \(c, d\); give each a copy first"):
+        passes.fold_batch_norms(graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1]))
 
 
 def test_folding_drops_the_constants_of_the_norm():

@@ -84,7 +84,7 @@ def test_names_are_unique_and_tell_the_module(prepared):
     assert convolutions == modules
     assert [node.name for node in model.graph.node if node.op_type == "Gemm"] == ["fc"]
     assert "layer4.1.bn2" in names
-    known = ("logits", "scores", "classes", "normalised", "top_k_indices")
+    known = ("logits", "scores", "classes", "normalised", "top_k_indices", "top_k_logits")
     assert all(name in known or "_output" in name for name in tensors)
 
 

@@ -25,7 +25,15 @@ from engine_build.reference import graph_logits
 from infer.errors import InputError
 
 KINDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-FLOAT32_NODES = {"normalise.cast", "normalise.sub", "normalise.mul", "softmax", "top_k", "classes.cast"}
+FLOAT32_NODES = {
+    "normalise.cast",
+    "normalise.sub",
+    "normalise.mul",
+    "softmax",
+    "top_k",
+    "scores.gather",
+    "classes.cast",
+}
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,19 @@ def test_moved_tensors_use_negative_integers(net, amax):
     assert integers.min() == -128 and integers.max() > 100
 
 
-@pytest.mark.parametrize("make", [residual_net, lambda: second_block()], ids=["stage", "second block"])
+def second_block():
+    """The block of a stage that has no leading BN: its ReLU is read by a convolution and by the addition."""
+    c = {f"w{n}": weights_of(8, i, 1, 1, seed=n) / 3 for n, i in enumerate((3, 8, 8))}
+    c |= {"b1": weights_of(8, seed=9), "fw": weights_of(10, 8, seed=4), "fb": weights_of(10, seed=5)}
+    nodes = [
+        ("Conv", "x w0", "stem", {"strides": [2, 2]}), ("Relu", "stem", "r"),
+        ("Conv", "r w1 b1", "c1"), ("Relu", "c1", "r1"), ("Conv", "r1 w2", "c2"), ("Add", "c2 r", "sum"),
+        ("GlobalAveragePool", "sum", "avg"), ("Flatten", "avg", "flat"), ("Gemm", "flat fw fb", "y", {"transB": 1}),
+    ]  # fmt: skip
+    return graph(nodes, c)
+
+
+@pytest.mark.parametrize("make", [residual_net, second_block], ids=["stage", "second block"])
 def test_the_shift_alone_changes_nothing(make):
     """With a fine scale in place of int8's, the moved graph equals the float one: bias and offset cancel exactly."""
     from calibration.tensors import quantisable_nodes, shift_groups
@@ -158,18 +170,6 @@ def test_the_shift_alone_changes_nothing(make):
     raw = moved.graph.input[0].name == "images"
     images = pictures(8) if raw else weights_of(8, 3, SIDE, SIDE)
     np.testing.assert_allclose(run(moved, images)[0], run(net, images)[0], rtol=1e-4, atol=1e-4)
-
-
-def second_block():
-    """The block of a stage that has no leading BN: its ReLU is read by a convolution and by the addition."""
-    c = {f"w{n}": weights_of(8, i, 1, 1, seed=n) / 3 for n, i in enumerate((3, 8, 8))}
-    c |= {"b1": weights_of(8, seed=9), "fw": weights_of(10, 8, seed=4), "fb": weights_of(10, seed=5)}
-    nodes = [
-        ("Conv", "x w0", "stem", {"strides": [2, 2]}), ("Relu", "stem", "r"),
-        ("Conv", "r w1 b1", "c1"), ("Relu", "c1", "r1"), ("Conv", "r1 w2", "c2"), ("Add", "c2 r", "sum"),
-        ("GlobalAveragePool", "sum", "avg"), ("Flatten", "avg", "flat"), ("Gemm", "flat fw fb", "y", {"transB": 1}),
-    ]  # fmt: skip
-    return graph(nodes, c)
 
 
 def test_a_shortcut_behind_a_relu_uses_the_whole_range_and_the_branch_gives_it_back():
