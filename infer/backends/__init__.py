@@ -79,6 +79,11 @@ def _open(folder: Path, manifest: Manifest, target: str, threads: int | None, gp
     if target == "openvino":
         from infer.backends.openvino import CACHE_FOLDER, OpenVINOBackend
 
+        if manifest.precision in ("int8", "auto") and not manifest.pair_safe:
+            raise BundleError(
+                f"{folder}: its int8 weights were chosen for TensorRT alone and overflow on CPUs without VNNI; build it "
+                "again with openvino among the targets"
+            )
         return OpenVINOBackend(path, plan.options, folder / CACHE_FOLDER, threads)
     return _open_tensorrt(path, manifest, plan, gpu)
 

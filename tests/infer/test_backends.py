@@ -81,6 +81,14 @@ def test_a_damaged_plan_is_not_passed_over(machine, tiny, manifest, monkeypatch)
         open_backend(tiny, manifest)
 
 
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_int8_weights_for_tensorrt_alone_are_refused_on_the_cpu(tiny, precision):
+    manifest = read_manifest(tiny)
+    manifest.precision, manifest.pair_safe = precision, False
+    with pytest.raises(BundleError, match="for TensorRT alone and overflow on CPUs without VNNI"):
+        open_backend(tiny, manifest, "openvino")
+
+
 def test_a_target_that_was_not_built(tiny):
     manifest = read_manifest(tiny)
     manifest.plans = []
