@@ -163,18 +163,20 @@ def prepare(model: onnx.ModelProto, spec: Preprocessing, num_classes: int, refer
     Raises:
         GraphError: a pass changed the results; names it.
     """
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
     canonicalise(model)
-    check_step("canonicalise", model, spec, reference)
+    check_step("canonicalise", model, spec, reference, source=source)
     folded = fold_batch_norms(model)
-    check_step("fold_batch_norms", model, spec, reference)
+    check_step("fold_batch_norms", model, spec, reference, source=source)
     equalise_streams(model)
-    check_step("equalise_streams", model, spec, reference)
+    check_step("equalise_streams", model, spec, reference, source=source)
     simplify_batch_norms(model)
-    check_step("simplify_batch_norms", model, spec, reference)
+    check_step("simplify_batch_norms", model, spec, reference, source=source)
     add_uint8_input(model, spec)
-    check_step("add_uint8_input", model, spec, reference)
+    check_step("add_uint8_input", model, spec, reference, source=source)
     add_classification_head(model, num_classes)
-    check_step("add_classification_head", model, spec, reference)
+    check_step("add_classification_head", model, spec, reference, source=source)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -183,14 +185,28 @@ def prepare(model: onnx.ModelProto, spec: Preprocessing, num_classes: int, refer
 
 
 def check_step(
-    step: str, model: onnx.ModelProto, spec: Preprocessing, reference: Logits, tolerance: float = TOLERANCE
+    step: str,
+    model: onnx.ModelProto,
+    spec: Preprocessing,
+    reference: Logits,
+    tolerance: float = TOLERANCE,
+    source: onnx.ModelProto | None = None,
 ) -> None:
     """Compare the graph in ONNX Runtime with ``reference`` at batch sizes 1 and 3.
+
+    Args:
+        step: what was done last.
+        model: the graph after it.
+        spec: its pre-processing.
+        reference: the right logits.
+        tolerance: share of the largest logit by which one may differ.
+        source: the graph before all steps, to tell rounding from a defect.
 
     Raises:
         GraphError: a logit differs by more than ``tolerance`` of the largest, or the graph does not run.
     """
     from engine_build.reference import graph_logits
+    from engine_build.precision_loss import explain
     from engine_build.synthetic import synthetic_images
 
     try:
@@ -200,13 +216,18 @@ def check_step(
             expected, found = reference(images), logits(images)
             if expected.shape != found.shape:
                 raise GraphError(f"step {step}: expected logits {expected.shape}, found {found.shape}")
-            limit = tolerance * float(np.abs(expected).max())
+            largest = float(np.abs(expected).max())
             worst = float(np.abs(expected - found).max())
-            if not worst <= limit:
-                raise GraphError(
-                    f"step {step} changed the results: largest logit difference {worst:.3g} at batch {batch}, "
-                    f"allowed {limit:.3g} ({tolerance:g} of the largest logit). This is a defect; report the model"
-                )
+            if worst <= tolerance * largest:
+                continue
+            moved = (
+                f"largest logit difference {worst:.3g} at batch {batch}, allowed {tolerance * largest:.3g} "
+                f"({tolerance:g} of the largest logit)"
+            )
+            rounding = explain(worst, largest, model, source, spec, images)
+            if rounding is not None:
+                raise GraphError(f"step {step} lost precision: {moved}; {rounding}")
+            raise GraphError(f"step {step} changed the results: {moved}. This is a defect; report the model")
     except GraphError:
         raise
     except Exception as error:  # ONNX Runtime raises classes of its own that share no base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,15 @@ import onnx
 
 from engine_build.zoo import PUBLISHED, Model, find_model
 from infer.bundle import NETWORK_REVISION, ModelInfo
+from infer.errors import InputError
 from infer.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from engine_build.graph import Logits
+
+
+_LONGEST_NAME = 100
+_NO_NAME = re.compile(r"^[.-]|[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,19 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+def check_name(model: str) -> None:
+    """A model's name becomes that of folders and files.
+
+    Raises:
+        InputError: empty, longer than 100 characters, or with separators of paths or control characters.
+    """
+    if not model.strip() or len(model) > _LONGEST_NAME or _NO_NAME.search(model):
+        raise InputError(
+            f"model: expected a name of 1 to {_LONGEST_NAME} characters that can be a folder's, without slashes "
+            f"and control characters, not beginning with a dot or a dash, found {model!r:.120}"
+        )
+
+
 def load_source(options: SourceOptions, steps: Steps) -> Source:
     """Get the network and bring its graph into the form that every precision starts from.
 
@@ -103,10 +122,13 @@ def load_source(options: SourceOptions, steps: Steps) -> Source:
     """
     from engine_build.graph import prepare
 
+    check_name(options.model)
+    if options.num_classes is not None and options.num_classes < 2:
+        raise InputError(f"classes: expected at least 2, found {options.num_classes}; the softmax of one is always 1")
     spec = options.spec
     if options.onnx is not None:
-        from engine_build.export import load_user_graph
-        from infer.files import sha256_file
+        from engine_build.external_data import onnx_sha256
+        from engine_build.user_graph import load_user_graph
 
         with steps.step("load"):
             graph, reference, classes = load_user_graph(options.onnx, spec)
@@ -116,7 +138,7 @@ def load_source(options: SourceOptions, steps: Steps) -> Source:
             name=options.model,
             num_classes=classes,
             weights=options.onnx.name,
-            weights_sha256=sha256_file(options.onnx),
+            weights_sha256=onnx_sha256(options.onnx),
             trained=True,
         )
     else:
@@ -130,6 +152,7 @@ def _export(
     options: SourceOptions, spec: Preprocessing, steps: Steps
 ) -> tuple[Model, ModelInfo, tuple[str, ...], onnx.ModelProto, Logits]:
     from engine_build.export import export_torch
+    from engine_build.refusals import refuse_one_logit
     from engine_build.weights import load_weights
 
     row = find_model(options.model)
@@ -143,6 +166,7 @@ def _export(
             width=options.width,
             seed=options.seed,
         )
+    refuse_one_logit(weights.model.fc.out_features)
     steps.say(f"weights: {weights.source}" + ("" if weights.trained else " - UNTRAINED"))
     official = weights.trained and options.weights is None and row.top1 is not None
     info = ModelInfo(

@@ -195,6 +195,9 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], o
     broken = [name for name, value in tensors.items() if value.dtype.is_floating_point and not value.isfinite().all()]
     if broken:
         raise WeightsError(f"{origin}: NaN or infinity in {len(broken)} tensors: {', '.join(broken[:_LISTED])}")
+    negative = [name for name, value in tensors.items() if name.endswith("running_var") and bool((value < 0).any())]
+    if negative:
+        raise WeightsError(f"{origin}: negative variances in {len(negative)} tensors: {', '.join(negative[:_LISTED])}")
     model.load_state_dict({**{name: expected[name] for name in counters}, **tensors})
 
 

@@ -15,6 +15,7 @@ from calibration.onnx_index import Index
 from engine_build import graph as passes
 from engine_build import zoo
 from engine_build.iresnet import IResNet
+from engine_build.precision import to_precision
 from engine_build.reference import graph_logits
 from infer.errors import GraphError
 
@@ -217,6 +218,56 @@ def test_fewer_than_five_classes():
     assert scores.shape == classes.shape == (2, 4)
     assert np.array_equal(classes, np.argsort(-logits, 1))
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+
+
+def far_apart():
+    """A prepared graph whose logits are hundreds apart: all but the first score underflow."""
+    model = classifier()
+    index = Index(model)
+    index.set_constant("fc.weight", index.value("fc.weight") * 300)
+    passes.prepare(model, SPEC, CLASSES, graph_logits(copy_of(model), SPEC))
+    return model
+
+
+def copy_of(model):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def expect_the_ranks_of_the_logits(logits, scores, classes):
+    assert (np.diff(np.sort(logits, axis=1)) > 0).all() and (np.ptp(logits, axis=1) > 110).all()
+    assert np.array_equal(classes, np.argsort(-logits, axis=1)[:, :5])
+    assert (scores[:, -1] == 0).all()  # so that softmax cannot rank them
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    expected = np.take_along_axis(shifted / shifted.sum(axis=1, keepdims=True), classes.astype(np.int64), 1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_classes_are_ranked_where_softmax_underflows(precision):
+    model = to_precision(far_apart(), precision)
+    expect_the_ranks_of_the_logits(*run_graph(model, pictures(6), ["logits", "scores", "classes"]))
+
+
+def test_openvino_ranks_them_too(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    onnx.save(far_apart(), tmp_path / "model.onnx")
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", hint)
+    found = compiled([pictures(6)])
+    expect_the_ranks_of_the_logits(*(found[name] for name in ("logits", "scores", "classes")))
+
+
+def test_equal_logits_are_ranked_by_their_number():
+    model = classifier()
+    index = Index(model)
+    for name in ("fc.weight", "fc.bias"):
+        index.set_constant(name, np.zeros_like(index.value(name)))
+    passes.add_classification_head(model, CLASSES)
+    _, scores, classes = run_graph(model, X)
+    assert classes.tolist() == [[0, 1, 2, 3, 4]] * 2
+    np.testing.assert_allclose(scores, 0.1, atol=1e-6)
 
 
 def test_an_inner_tensor_called_logits():
