@@ -205,8 +205,8 @@ def check_step(
     Raises:
         GraphError: a logit differs by more than ``tolerance`` of the largest, or the graph does not run.
     """
-    from engine_build.reference import graph_logits
     from engine_build.precision_loss import explain
+    from engine_build.reference import graph_logits
     from engine_build.synthetic import synthetic_images
 
     try:

@@ -11,8 +11,8 @@ from small_models import CLASSES, CLASSIFIER, SPEC, bn_inputs, classifier, class
 from calibration.onnx_index import Index
 from engine_build import graph as passes
 from engine_build.precision import to_precision
-from engine_build.reference import graph_logits
 from engine_build.precision_loss import rounding_noise, widest_weights
+from engine_build.reference import graph_logits
 from infer.errors import GraphError
 
 C = classifier_constants()
