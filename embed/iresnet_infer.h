@@ -30,6 +30,7 @@ typedef enum iresnet_status {
     IRESNET_UNSUPPORTED = 5,        /* the target cannot do this */
     IRESNET_DEVICE_ERROR = 6,       /* CUDA or TensorRT failed */
     IRESNET_INTERNAL_ERROR = 7,     /* the interpreter could not be started, or an error that nobody foresaw */
+    IRESNET_WRONG_ANSWERS = 8,      /* no plan gives the bundle's known answers on this machine */
 } iresnet_status;
 
 /* An opened bundle. The pointer is a number in disguise: never dereference it. */

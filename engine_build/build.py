@@ -16,6 +16,7 @@ from engine_build.auto import AutoOptions, mixed_precision
 from engine_build.fp8 import fp8_targets, quantise_fp8
 from engine_build.gmac import count_gmac
 from engine_build.int8 import Int8Graph, Int8Options, quantise
+from engine_build.known_answers import known_answers, test_plans, warnings
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
 from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Tensor, file_entry, now, write_manifest
@@ -68,7 +69,7 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
 
     Raises:
         InputError: an option cannot be used.
-        WeightsError, GraphError, BuildError, AccuracyError: see the functions that are called.
+        WeightsError, GraphError, BuildError, AccuracyError, KnownAnswersError: see the functions that are called.
     """
     from engine_build.labels import class_names
     from engine_build.precision import PRECISIONS
@@ -105,29 +106,36 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         notes += quantised.notes if quantised else ()
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
-    counts = _op_counts(typed)
     # None for our own models: torch's exporter folded them
-    steps.say(f"graph: {counts}" + (f" ({source.folded} batch norms folded by the passes)" if source.folded else ""))
+    steps.say(
+        f"graph: {_op_counts(typed)}"
+        + (f" ({source.folded} batch norms folded by the passes)" if source.folded else "")
+    )
 
     with replacing_folder(folder) as work:
         onnx.save(typed, work / GRAPH)
         (work / LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
         if quantised is not None:
             write_cache(work / CACHE, quantised.cache)
-        quantised_nodes = quantised.quantised.nodes if quantised else ()
+        with steps.step("known answers"):
+            answers = known_answers(typed, options.precision, source.spec.crop, work)
         plans = []
         for target in targets:
             with steps.step(target):
-                plans.append(build_target(target, work, options.precision, options.settings, quantised_nodes))
+                layers = quantised.quantised.nodes if quantised else ()
+                plans.append(build_target(target, work, options.precision, options.settings, layers, keep))
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),
             batch=options.settings.batch, preprocessing=source.spec.to_json(), labels=file_entry(work, LABELS),
-            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=keep, notes=notes,
+            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=keep, known_answers=answers,
+            notes=[*notes, *warnings(answers)],
             calibration=quantised.record() if quantised else None,
             pair_safe=options.precision in ("int8", "auto") and int8.pair_safe,
         )  # fmt: skip
         write_manifest(work, manifest)
+        with steps.step("self-test"):
+            test_plans(work, manifest, folder, steps.say)
     return folder, manifest
 
 

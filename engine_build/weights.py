@@ -7,7 +7,6 @@ Google Drive file, and at last deterministic random weights, marked as untrained
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ import torch
 from engine_build.synthetic import synthetic_images
 from engine_build.zoo import Model, count_parameters, create_model, shape_only
 from infer.errors import WeightsError
-from infer.files import replacing, sha256_file, write_bytes
+from infer.files import cache_root, replacing, sha256_file, write_bytes
 
 if TYPE_CHECKING:
     from engine_build.iresnet import IResNet
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 _LISTED = 5
+#: Of random weights.
+BRANCH_DAMPING = 0.2
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Weights:
 
 def cache_folder() -> Path:
     """Where downloaded checkpoints are kept: ``$IRESNET_CACHE`` or ``~/.cache/iresnet``, below ``weights/``."""
-    root = os.environ.get("IRESNET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "iresnet"
-    return Path(root) / "weights"
+    return cache_root() / "weights"
 
 
 def load_weights(
@@ -113,9 +113,11 @@ def random_weights(
     """An untrained network that behaves like a trained one numerically.
 
     Every BN takes the statistics of a forward pass of synthetic images. Without them the activations of a deep
-    iResNet double per block (its middle blocks add to an unnormalised shortcut) and overflow float16.
+    iResNet double per block (its middle blocks add to an unnormalised shortcut) and overflow float16. The branch of
+    every block is damped: else random weights amplify any rounding, and a right engine cannot be told from a wrong one.
     """
     model = create_model(row.name, num_classes, width, seed)
+    damp_branches(model)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # cumulative average: the statistics become exactly those of the one batch
@@ -126,6 +128,17 @@ def random_weights(
     for norm in norms:
         norm.momentum = 0.1
     return Weights(model.eval(), f"random (seed {seed})", "", trained=False, notes=(note,) if note else ())
+
+
+def damp_branches(model: IResNet, factor: float = BRANCH_DAMPING) -> None:
+    """Multiply what each block adds to its shortcut, by its last convolution and the BN that may follow that."""
+    from engine_build.iresnet import ResidualBlock
+
+    with torch.no_grad():
+        for block in model.modules():
+            if isinstance(block, ResidualBlock):
+                last = f"bn{block.depth}" if block.start else f"conv{block.depth}"
+                getattr(block, last).weight.mul_(factor)
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:

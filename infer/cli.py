@@ -12,11 +12,13 @@ import typer
 from infer.bench_cli import bench
 from infer.classify_cli import classify
 from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
+from infer.errors import KnownAnswersError
 from infer.export_cli import export_deepstream, export_triton
 from infer.verify_cli import verify
 
 if TYPE_CHECKING:
     from infer.bundle import Manifest
+    from infer.self_test import TargetReport
 
 app = typer.Typer(
     name="iresnet-infer", help="Run, verify and inspect engine bundles.",
@@ -34,26 +36,61 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such a
 
 @app.command(no_args_is_help=True)
 @guarded
-def info(bundle: BundleArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Show what a bundle is, which of its plans run here, and its measured accuracy. Checks every file's hash."""
+def info(
+    bundle: BundleArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run every plan that runs here on the bundle's known answers, now.")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what a bundle is, which of its plans run here, and its measured accuracy. Checks every file's hash.
+
+    With --check the exit code is 1 where a plan computes something else than the graph.
+    """
     from infer.backends import TARGETS, availability
     from infer.bundle import check_files, read_labels, read_manifest
+    from infer.self_test import check_plans, passed_here
 
     manifest = read_manifest(bundle)
     check_files(bundle, [manifest.graph, *(entry for plan in manifest.plans for entry in plan.files)])
+    if manifest.known_answers is not None:
+        check_files(bundle, [manifest.known_answers.file])
     read_labels(bundle, manifest)
+    reports = check_plans(bundle, manifest) if check else []
     runnable = {p.target: availability(p.target) if p.target in TARGETS else "unknown target" for p in manifest.plans}
     if as_json:
         import msgspec
 
-        print(json.dumps({**msgspec.to_builtins(manifest), "unavailable": runnable}))
+        found = {"unavailable": runnable, "passed_here": msgspec.to_builtins(passed_here(bundle, manifest))}
+        found |= {"checked": [report.to_json() for report in reports]} if check else {}
+        print(json.dumps({**msgspec.to_builtins(manifest), **found}))
     else:
         _print_info(bundle, manifest, runnable)
+        _print_checks(reports)
+    if any(report.error for report in reports):
+        raise typer.Exit(KnownAnswersError.exit_code)
+
+
+def _print_checks(reports: list[TargetReport]) -> None:
+    from infer.checks_passed import describe
+
+    for report in reports:
+        if report.unavailable is not None:
+            print(f"known answers on {report.target}: not checked, it does not run here")
+        for checked in report.checked:
+            print(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s")
+        if report.error is not None:
+            print(f"known answers on {report.target}: FAILED: {report.error}")
 
 
 def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from infer.checks_passed import describe
+    from infer.known_answers import TELLING_DB
+    from infer.self_test import passed_here
 
     model = manifest.model
     out = Console(highlight=False)
@@ -73,6 +110,13 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         if built_with := plan.audit.get("summary", {}).get("instruction_set"):
             where = f"built where its kernels were {built_with}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
+    if (answers := manifest.known_answers) is None:
+        table.add_row("known answers", "none: what this bundle computes cannot be checked")
+    else:
+        tells = f"{answers.floor_db:.1f} dB needed" if answers.floor_db >= TELLING_DB else "cannot tell"
+        table.add_row("known answers", f"{answers.images} pictures, {tells}, by {answers.engine}")
+        for checked in passed_here(bundle, manifest):
+            table.add_row(f"  on {checked.target}", f"{describe(checked)}, {checked.device}")
     for measured in manifest.accuracy:
         figures = measured.figures
         top1 = f"top-1 {figures['top1']:.2f} %, " if "top1" in figures else ""

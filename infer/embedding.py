@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer.errors import BundleError, InputError, IResNetError, TargetUnavailableError, UntrainedError
+from infer.errors import (
+    BundleError,
+    InputError,
+    IResNetError,
+    KnownAnswersError,
+    TargetUnavailableError,
+    UntrainedError,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
 
 ABI = 1
 ANSWERED = 0x100
-OK, INVALID_ARGUMENT, BUNDLE, TARGET_UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL = range(8)
+OK, INVALID_ARGUMENT, BUNDLE, TARGET_UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL, WRONG_ANSWERS = range(9)
 _OUTPUTS = ("logits", "scores", "classes")
 
 
@@ -238,7 +245,7 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return DEVICE, text
     for kind, status in (
         (UnsupportedError, UNSUPPORTED), (UntrainedError, UNTRAINED), (TargetUnavailableError, TARGET_UNAVAILABLE),
-        (BundleError, BUNDLE), (InputError, INVALID_ARGUMENT),
+        (BundleError, BUNDLE), (InputError, INVALID_ARGUMENT), (KnownAnswersError, WRONG_ANSWERS),
     ):  # fmt: skip
         if isinstance(error, kind):
             return status, text

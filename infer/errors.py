@@ -43,6 +43,10 @@ class TargetUnavailableError(IResNetError):
     """A backend cannot run here: a library, a driver or a device is missing."""
 
 
+class KnownAnswersError(IResNetError):
+    """A plan does not give the logits of its own graph on this machine."""
+
+
 class UntrainedError(IResNetError):
     """Predictions were asked of an engine built from random weights."""
 

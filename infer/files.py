@@ -67,6 +67,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def cache_root() -> Path:
+    """The user's cache folder of this project: ``$IRESNET_CACHE`` or ``~/.cache/iresnet``."""
+    root = os.environ.get("IRESNET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "iresnet"
+    return Path(root)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

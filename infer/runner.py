@@ -25,6 +25,7 @@ from infer.bundle import Manifest, read_labels, read_manifest
 from infer.errors import InputError, TargetUnavailableError, UntrainedError
 from infer.predictions import Prediction, rank
 from infer.preprocess import Preprocessing
+from infer.self_test import SelfTest
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,14 +51,22 @@ class Runner:
         labels: class names in the order of the logits.
         preprocessing: from a decoded image to the input.
         backend: what runs it.
+        self_test: what the known answers said; batch sizes that are compiled later are added to it.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, labels: list[str], backend: Backend, allow_untrained: bool
+        self,
+        folder: Path,
+        manifest: Manifest,
+        labels: list[str],
+        backend: Backend,
+        allow_untrained: bool,
+        test: SelfTest | None = None,
     ) -> None:
         self.folder, self.manifest, self.labels, self.backend = folder, manifest, labels, backend
         self.preprocessing = Preprocessing.from_json(manifest.preprocessing)
         self._allow_untrained = allow_untrained
+        self.self_test = test
 
     @property
     def target(self) -> str:
@@ -252,7 +261,9 @@ def open_bundle(
 ) -> Runner:
     """Open a bundle on the fastest target that this machine can run.
 
-    The manifest, the hashes of the files and the version and GPU of the plan are checked before a backend is asked.
+    The manifest, the hashes of the files and the version and GPU of the plan are checked before a backend is asked, and
+    the bundle's known answers before the first answer, where they have not passed on this machine already.
+    ``IRESNET_SELF_TEST`` is ``always``, ``new`` (the default) or ``never``.
 
     Args:
         folder: the bundle.
@@ -265,14 +276,17 @@ def open_bundle(
     Raises:
         BundleError: the bundle is damaged, of an unknown version, or lacks the target.
         TargetUnavailableError: no target of the bundle runs here; says why for each.
+        KnownAnswersError: ``target``, or every target that runs here, computes something else than the graph.
+        InputError: ``IRESNET_SELF_TEST`` says something else.
     """
     from infer.backends import open_backend
 
     path = Path(folder)
     manifest = read_manifest(path)
+    test = SelfTest(path, manifest)
     labels = read_labels(path, manifest)
-    backend = open_backend(path, manifest, target, threads, gpu)
-    return Runner(path, manifest, labels, backend, allow_untrained)
+    backend = open_backend(path, manifest, target, threads, gpu, test)
+    return Runner(path, manifest, labels, backend, allow_untrained, test)
 
 
 def _itself(item: Any) -> Any:

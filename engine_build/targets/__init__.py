@@ -53,7 +53,12 @@ def unavailable(target: str) -> str | None:
 
 
 def build_target(
-    target: str, folder: Path, precision: str, settings: BuildSettings, quantised_nodes: Sequence[str] = ()
+    target: str,
+    folder: Path,
+    precision: str,
+    settings: BuildSettings,
+    quantised_nodes: Sequence[str] = (),
+    float32_nodes: Sequence[str] = (),
 ) -> Plan:
     """Build ``folder/model.onnx`` for ``target``; the files go into ``folder``.
 
@@ -63,6 +68,7 @@ def build_target(
         precision: of the graph.
         settings: options.
         quantised_nodes: Conv and Gemm nodes that must run in fp8 where that is the ``precision``, else in int8.
+        float32_nodes: that the graph keeps in float32.
 
     Raises:
         BuildError: the target refuses the graph, or one of ``quantised_nodes`` silently stayed floating point.
@@ -70,7 +76,7 @@ def build_target(
     if target == "openvino":
         from engine_build.targets.openvino import build_openvino
 
-        return build_openvino(folder / GRAPH, folder, precision, quantised_nodes)
+        return build_openvino(folder / GRAPH, folder, precision, quantised_nodes, float32_nodes)
     return _build_tensorrt(target, folder, precision, settings, quantised_nodes)
 
 

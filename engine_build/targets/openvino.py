@@ -24,7 +24,9 @@ _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16", "auto": "f32"}
 
 
-def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = ()) -> Plan:
+def build_openvino(
+    graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = (), float32_nodes: Sequence[str] = ()
+) -> Plan:
     """Write ``openvino.xml`` and ``.bin`` into ``folder``, compile them once and read back what runs.
 
     Args:
@@ -32,6 +34,8 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
         folder: the bundle under construction.
         precision: of the graph.
         int8_nodes: Conv, Gemm and MatMul nodes that must run in int8.
+        float32_nodes: that float16 could not hold: where there are any, nothing runs in float16, since OpenVINO would
+            compute them in it too.
 
     Raises:
         BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
@@ -47,6 +51,8 @@ def build_openvino(graph: Path, folder: Path, precision: str, int8_nodes: Sequen
         raise BuildError(f"OpenVINO cannot read {graph.name}: {str(error).strip().splitlines()[-1][:300]}") from error
     openvino.save_model(model, folder / XML, compress_to_fp16=False)
     hint, notes = inference_precision(core, precision)
+    if hint == "f16" and float32_nodes:
+        hint, notes = "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
     options = {"INFERENCE_PRECISION_HINT": hint}
     try:
         backend = OpenVINOBackend(folder / XML, options, folder / CACHE_FOLDER)

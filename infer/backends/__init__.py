@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from infer.backends.base import HOST_CODE_VARIABLE, Backend, GpuOptions
 from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
-from infer.errors import BundleError, InputError, TargetUnavailableError
+from infer.errors import BundleError, InputError, KnownAnswersError, TargetUnavailableError
+from infer.self_test import SelfTest, TargetTest
 
 # Fastest first.
 TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
 REFERENCE = "onnxruntime"
+_LOG = logging.getLogger(__name__)
 
 
 def availability(target: str, device: int = 0) -> str | None:
@@ -40,37 +43,54 @@ def open_backend(
     target: str | None = None,
     threads: int | None = None,
     gpu: GpuOptions | None = None,
+    test: SelfTest | None = None,
 ) -> Backend:
-    """The backend of ``target``, or of the fastest target of the bundle that runs here.
+    """The backend of ``target``, or of the fastest target of the bundle that runs here and gives the known answers.
+
+    Args:
+        folder, manifest, target, threads, gpu: see :func:`infer.open_bundle`.
+        test: the bundle's; None for one as the environment says.
 
     Raises:
         BundleError: a file is damaged or ``target`` was not built.
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
+        KnownAnswersError: ``target``, or every target that runs here, computes something wrong.
     """
-    gpu = gpu or GpuOptions()
+    gpu, test = gpu or GpuOptions(), test or SelfTest(folder, manifest)
     if target is not None:
         if (missing := availability(target, gpu.device)) is not None:
             raise TargetUnavailableError(f"{target} cannot run here: {missing}")
-        return _open(folder, manifest, target, threads, gpu)
+        return _open(folder, manifest, target, threads, gpu, test)
     reasons = []
+    failed = False
     for plan in sorted(manifest.plans, key=lambda plan: TARGETS.index(plan.target) if plan.target in TARGETS else 99):
         missing = availability(plan.target, gpu.device) if plan.target in TARGETS else "unknown to this version"
         if missing is None:
             try:
-                return _open(folder, manifest, plan.target, threads, gpu)
+                return _open(folder, manifest, plan.target, threads, gpu, test)
             except TargetUnavailableError as error:
                 missing = str(error)
+            except KnownAnswersError as error:
+                missing, failed = str(error), True
+                test.notes.append(f"{plan.target} is not used: {error}")
+                _LOG.warning("%s is not used: %s", plan.target, error)
         reasons.append(f"{plan.target}: {missing}")
-    raise TargetUnavailableError(f"no plan of {folder} runs here ({'; '.join(reasons) or 'it has none'})")
+    listing = "; ".join(reasons) or "it has none"
+    if failed:
+        raise KnownAnswersError(f"no plan of {folder} runs right here ({listing})")
+    raise TargetUnavailableError(f"no plan of {folder} runs here ({listing})")
 
 
-def _open(folder: Path, manifest: Manifest, target: str, threads: int | None, gpu: GpuOptions) -> Backend:
+def _open(
+    folder: Path, manifest: Manifest, target: str, threads: int | None, gpu: GpuOptions, test: SelfTest
+) -> Backend:
     if target == REFERENCE:
         from infer.backends.onnxruntime import OnnxRuntimeBackend
 
         check_files(folder, [manifest.graph])
         # Its optimiser computes FP8 graphs wrongly and may fuse integer layers with other roundings.
-        return OnnxRuntimeBackend(folder / GRAPH, threads, optimise=manifest.precision not in ("int8", "auto", "fp8"))
+        optimise = manifest.precision not in ("int8", "auto", "fp8")
+        return OnnxRuntimeBackend(folder / GRAPH, threads, optimise=optimise, test=test.of(REFERENCE, [manifest.graph]))
     plan = find_plan(folder, manifest, target)
     check_files(folder, plan.files)
     if not plan.files:
@@ -81,28 +101,40 @@ def _open(folder: Path, manifest: Manifest, target: str, threads: int | None, gp
 
         if manifest.precision in ("int8", "auto") and not manifest.pair_safe:
             raise BundleError(
-                f"{folder}: its int8 weights were chosen for TensorRT alone and overflow on CPUs without VNNI; build it "
-                "again with openvino among the targets"
+                f"{folder}: its int8 weights were chosen for TensorRT alone and overflow on CPUs without VNNI; build "
+                "it again with openvino among the targets"
             )
-        return OpenVINOBackend(path, plan.options, folder / CACHE_FOLDER, threads)
-    return _open_tensorrt(path, manifest, plan, gpu)
+        return OpenVINOBackend(path, plan.options, folder / CACHE_FOLDER, threads, test.of(target, plan.files))
+    return _open_tensorrt(path, manifest, plan, gpu, test.of(target, plan.files))
 
 
-def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions) -> Backend:
+def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions, test: TargetTest) -> Backend:
     from importlib import import_module
 
     from infer.backends.tensorrt import TensorRTBackend
-    from infer.cuda.gpus import find_gpus
+    from infer.cuda.gpus import driver_version, find_gpus
     from infer.plan_fit import RTX, check_plan_fits
 
-    check_plan_fits(plan, find_gpus()[0][gpu.device], import_module(plan.target).__version__)
+    device, version = find_gpus()[0][gpu.device], import_module(plan.target).__version__
+    check_plan_fits(plan, device, version)
     if plan.version_compatible and plan.target != RTX and not gpu.host_code_allowed:
         raise BundleError(
             f"{path}: a version-compatible plan holds code that runs on this machine. If you trust this bundle, set "
             f"{HOST_CODE_VARIABLE}=1, or pass gpu=GpuOptions(host_code=True)"
         )
     logits, scores = manifest.outputs[0].shape, manifest.outputs[1].shape
-    return TensorRTBackend(
+    backend = TensorRTBackend(
         path, plan.target, input_shape=manifest.inputs[0].shape[1:], num_classes=logits[1], top_k=scores[1],
         runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None, options=gpu,
     )  # fmt: skip
+    machine = {
+        "device": f"{device.name}, {device.compute_capability}", "driver": driver_version(),
+        "library": f"{plan.target} {version}", "options": str(sorted(backend.flags.items())),
+    }  # fmt: skip
+    try:
+        for batch in sorted({1, backend.max_batch}):
+            test(batch, backend.infer, machine)
+    except BaseException:
+        backend.close()
+        raise
+    return backend

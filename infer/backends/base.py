@@ -88,12 +88,15 @@ class Backend(Protocol):
         device: what runs it, for people: ``"CPU (AMD EPYC, 2 threads)"``.
         max_batch: the largest batch of one call.
         in_flight: how many submitted batches keep the device busy; more only wait.
+        compiled_batches: sizes that kernels are compiled for, each when it is first needed; empty where one set of
+            kernels serves all.
     """
 
     target: str
     device: str
     max_batch: int
     in_flight: int
+    compiled_batches: tuple[int, ...]
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
         """Start ``batch`` (uint8 ``[N, H, W, 3]``, C-contiguous, 1 <= N <= ``max_batch``).

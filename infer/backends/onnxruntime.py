@@ -5,12 +5,20 @@ from __future__ import annotations
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
+from infer.backends.cpu import processor
 from infer.errors import TargetUnavailableError
+
+if TYPE_CHECKING:
+    from infer.self_test import TargetTest
+
+
+_TESTED_BATCH = 8
 
 
 def availability() -> str | None:
@@ -25,16 +33,21 @@ class OnnxRuntimeBackend:
         model: an ONNX graph with the bundle's input and outputs.
         threads: CPU threads; None for all.
         optimise: let ONNX Runtime rewrite the graph; False computes every node as it is written.
+        test: checks what it computes before its first answer.
 
     Raises:
         TargetUnavailableError: ONNX Runtime is missing or refuses the graph.
+        KnownAnswersError: see ``test``.
     """
 
     target = "onnxruntime"
-    max_batch = 32
+    max_batch = 32  # kernels do not depend on it
     in_flight = 1
+    compiled_batches: tuple[int, ...] = ()
 
-    def __init__(self, model: Path, threads: int | None = None, *, optimise: bool = True) -> None:
+    def __init__(
+        self, model: Path, threads: int | None = None, *, optimise: bool = True, test: TargetTest | None = None
+    ) -> None:
         if (missing := availability()) is not None:
             raise TargetUnavailableError(missing)
         import onnxruntime
@@ -50,6 +63,10 @@ class OnnxRuntimeBackend:
             raise TargetUnavailableError(f"ONNX Runtime cannot run {model}: {str(error)[:300]}") from error
         self._closed = False
         self.device = f"CPU (ONNX Runtime {onnxruntime.__version__})"
+        if test is not None:
+            library = f"onnxruntime {onnxruntime.__version__}"
+            options = f"threads {threads or 0}, optimise {optimise}"
+            test(_TESTED_BATCH, self.infer, {"device": processor(), "library": library, "options": options})
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
         """Runs at once; the future is done when this returns."""

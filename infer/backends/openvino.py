@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
+from infer.backends.cpu import processor
 from infer.backends.instruction_sets import instruction_set
-from infer.errors import TargetUnavailableError
+from infer.errors import KnownAnswersError, TargetUnavailableError
 from infer.signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     import openvino
+
+    from infer.self_test import TargetTest
 
 LARGEST_BATCH = 8
 MULTIPLYING = ("Convolution", "FullyConnected", "MatMul")
@@ -88,13 +92,18 @@ _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512
 
 def compiled_instruction_set(compiled: openvino.CompiledModel) -> str:
     """The instruction set of the kernels of a compiled model."""
-    try:
-        requirements = str(compiled.get_property("RUNTIME_REQUIREMENTS"))
-    except RuntimeError:  # an older OpenVINO
-        requirements = ""
+    requirements = compiled_requirements(compiled)
     operations = (op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops())
     primitives = [str(info["primitiveType"].astype(str)) for info in operations if _kind(info) in MULTIPLYING]
     return instruction_set(primitives, requirements)
+
+
+def compiled_requirements(compiled: openvino.CompiledModel) -> str:
+    """OpenVINO's version and the instructions that a compiled model asks for, in OpenVINO's words; read in no time."""
+    try:
+        return str(compiled.get_property("RUNTIME_REQUIREMENTS"))
+    except RuntimeError:  # an older OpenVINO
+        return ""
 
 
 def _kind(info: Any) -> str:
@@ -110,12 +119,15 @@ class OpenVINOBackend:
             emulate the bf16 or f16 asked for computes in float32.
         cache: folder for compiled models; None, or a folder that cannot be written, compiles every time.
         threads: CPU threads; None lets OpenVINO decide.
+        test: checks each batch size once it is compiled, before its first answer.
 
     Raises:
         TargetUnavailableError: OpenVINO is missing or refuses the model.
+        KnownAnswersError: see ``test``.
     """
 
     target = "openvino"
+    compiled_batches = tuple(1 << power for power in range(LARGEST_BATCH.bit_length()))
 
     def __init__(
         self,
@@ -123,6 +135,7 @@ class OpenVINOBackend:
         options: dict[str, str] | None = None,
         cache: Path | None = None,
         threads: int | None = None,
+        test: TargetTest | None = None,
     ) -> None:
         if (missing := availability()) is not None:
             raise TargetUnavailableError(missing)
@@ -145,16 +158,21 @@ class OpenVINOBackend:
         self.input_shape = tuple(d.get_length() for d in list(self._model.input(0).partial_shape)[1:])
         self._lock = threading.Lock()
         self._pools: dict[int, _Pool] = {}
-        self._closed = False
+        self._refused: dict[int, KnownAnswersError] = {}
+        self._closed, self._test = False, test
         self.max_batch = LARGEST_BATCH
+        self._name = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
         largest = self._pool(LARGEST_BATCH)
         self.in_flight = largest.size
-        name = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
         count = largest.compiled.get_property("INFERENCE_NUM_THREADS")
-        self.device = f"CPU ({name}, {count} threads, {largest.size} streams)"
+        self.device = f"CPU ({self._name}, {count} threads, {largest.size} streams)"
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
-        """See :meth:`infer.backends.base.Backend.submit`."""
+        """See :meth:`infer.backends.base.Backend.submit`.
+
+        Raises:
+            KnownAnswersError: batches of this size are compiled to something wrong.
+        """
         count = len(batch)
         size = 1 << (count - 1).bit_length()
         if count < size:
@@ -191,9 +209,35 @@ class OpenVINOBackend:
         with self._lock:
             if self._closed:
                 raise TargetUnavailableError("this backend is closed")
+            if (error := self._refused.get(size)) is not None:
+                raise error
             if size not in self._pools:
-                self._pools[size] = self._compile(size)
+                pool = self._compile(size)
+                try:
+                    self._check(pool, size)
+                except BaseException as error:
+                    pool.close()
+                    if isinstance(error, KnownAnswersError):
+                        self._refused[size] = error
+                    raise
+                self._pools[size] = pool
             return self._pools[size]
+
+    def _check(self, pool: _Pool, size: int) -> None:
+        if self._test is not None:
+            self._test(size, lambda images: pool.start(images, len(images)).result(), self._machine(pool.compiled))
+
+    def _machine(self, compiled: openvino.CompiledModel) -> Mapping[str, str]:
+        """Everything that decides which kernels run."""
+        import openvino
+
+        instructions = compiled_requirements(compiled) or compiled_instruction_set(compiled)
+        threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        options = sorted((key, str(value)) for key, value in self._options.items() if key != "CACHE_DIR")
+        return {
+            "device": self._name, "processor": processor(), "instructions": instructions,
+            "library": f"openvino {openvino.__version__}", "options": str([*options, ("threads", threads)]),
+        }  # fmt: skip
 
     def _compile(self, size: int) -> _Pool:
         model = self._model.clone()

@@ -111,6 +111,8 @@ class TensorRTBackend:
         top_k: columns of scores and classes.
     """
 
+    compiled_batches: tuple[int, ...] = ()
+
     def __init__(
         self,
         plan: Path,

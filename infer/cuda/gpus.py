@@ -42,6 +42,18 @@ def find_gpus() -> tuple[list[Gpu], str]:
     return [_describe(cuda, ordinal) for ordinal in range(count.value)], ""
 
 
+def driver_version() -> str:
+    """CUDA version of the installed driver, ``13.0``; empty where there is none."""
+    try:
+        cuda = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return ""
+    version = ctypes.c_int()
+    if cuda.cuDriverGetVersion(ctypes.byref(version)):
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def _describe(cuda: ctypes.CDLL, ordinal: int) -> Gpu:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)

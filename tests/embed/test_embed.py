@@ -16,10 +16,11 @@ from cpp_example import example, lines
 
 from infer.backends.openvino import OpenVINOBackend
 from infer.embedding import ABI
+from infer.errors import KnownAnswersError
 from infer.runner import open_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
-OK, INVALID, BUNDLE, UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL = range(8)
+OK, INVALID, BUNDLE, UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL, WRONG_ANSWERS = range(9)
 U8, F32, I32 = ctypes.c_uint8, ctypes.c_float, ctypes.c_int32
 
 
@@ -542,6 +543,7 @@ def test_unforeseen_errors_do_not_cross(library, tiny, monkeypatch):
     _, handle = library.open(tiny)
     _, outputs = results(1)
     for error, status, message in (
+        (KnownAnswersError("2.0 dB"), WRONG_ANSWERS, "2.0 dB"),
         (ZeroDivisionError("boom"), INTERNAL, "ZeroDivisionError: boom"),
         (KeyboardInterrupt(), INTERNAL, "KeyboardInterrupt: "),
         (DeviceError("the GPU fell off the bus"), DEVICE, "the GPU fell off the bus"),

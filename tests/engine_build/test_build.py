@@ -52,7 +52,8 @@ def left(options):
 
 def test_the_manifest_describes_the_folder(tiny, tiny_onnx):
     manifest = read_manifest(tiny)
-    assert manifest.format == 1
+    assert (manifest.format, manifest.model.network_revision) == (2, None)
+    assert manifest.known_answers is not None
     assert datetime.fromisoformat(manifest.created).tzinfo is not None
     assert manifest.tool.startswith("iresnet-trt ")
     assert (manifest.precision, manifest.model.name, manifest.model.num_classes) == ("fp32", "tiny", CLASSES)
@@ -63,7 +64,8 @@ def test_the_manifest_describes_the_folder(tiny, tiny_onnx):
         ("logits", "float32", [-1, 10]), ("scores", "float32", [-1, 5]), ("classes", "int32", [-1, 5]),
     ]  # fmt: skip
     assert manifest.preprocessing == SPEC.to_json()
-    listed = [manifest.graph, manifest.labels, *(entry for plan in manifest.plans for entry in plan.files)]
+    listed = [manifest.graph, manifest.labels, manifest.known_answers.file]
+    listed += [entry for plan in manifest.plans for entry in plan.files]
     check_files(tiny, listed)
     files = {path.name for path in tiny.iterdir() if path.is_file()}
     assert files == {"manifest.json", *(entry.file for entry in listed)}
@@ -79,7 +81,7 @@ def test_the_shipped_model(shipped):
     assert (manifest.model.trained, manifest.model.weights, manifest.model.width) == (True, "shipped", 0.25)
     assert manifest.model.weights_sha256 == sha256_file(row.shipped / "weights.safetensors")
     assert manifest.preprocessing == row.preprocessing.to_json()
-    assert manifest.float32_nodes == []
+    assert (manifest.float32_nodes, manifest.model.network_revision) == ([], 2)
     assert read_labels(folder, manifest)[9] == "ankle boot"
     assert manifest.plans[0].audit["summary"]["mac_nodes"] == 54  # 53 convolutions and the classifier
 
@@ -125,9 +127,11 @@ def test_steps_are_reported_and_timed(options):
     steps = Steps(say=lines.append)
     build(options, steps)
     names = list(steps.seconds)
-    assert (names[0], names[-1]) == ("load", "openvino")
+    assert (names[0], names[-1]) == ("load", "self-test")
+    assert names.index("known answers") < names.index("openvino")
     assert names.index("passes") < names.index("precision")
     assert all(seconds >= 0 for seconds in steps.seconds.values())
+    assert any(line.startswith("known answers on openvino: passed") for line in lines)
     assert any("1 Conv" in line and "1 batch norms folded" in line for line in lines)
 
 

@@ -27,7 +27,7 @@ def machine(monkeypatch):
     """``machine(**reasons)``: what is missing for a target; the others run, and opening one tells its name."""
 
     def set_up(refuse=(), **reasons):
-        def open_one(_folder, _manifest, target, _threads, _gpu):
+        def open_one(_folder, _manifest, target, _threads, _gpu, _test):
             if target in refuse:
                 raise TargetUnavailableError(f"{target} broke")
             return target

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
 from infer.backends.base import GpuOptions
 from infer.bundle import file_entry, read_manifest, write_manifest
 from infer.cli import app
-from infer.errors import BundleError, InputError, TargetUnavailableError
+from infer.errors import BundleError, InputError, KnownAnswersError, TargetUnavailableError
 from infer.runner import Runner, open_bundle
 
 
@@ -73,6 +74,50 @@ def test_the_benchmark_states_its_flags(bundle: Path) -> None:
     flags = json.loads(done.stdout)["flags"]
     assert (flags["CUDA graphs"], flags["waiting"]) == ("off", "blocking")
     assert flags["streams"] == "1, 2 batches in flight"
+
+
+def another_graph(bundle: Path, stack: Any, **options: Any) -> None:
+    """Replace the TensorRT plan by one that computes something else, with its right hash in the manifest."""
+    manifest = read_manifest(bundle)
+    image, k = tuple(manifest.inputs[0].shape[1:]), manifest.outputs[1].shape[1]
+    stack.write("tensorrt.plan", image=image, top_k=k, max_batch=16, **options)
+    manifest.plans[-1].files = [file_entry(bundle, "tensorrt.plan")]
+    write_manifest(bundle, manifest)
+
+
+def test_a_right_plan_passes_once(bundle: Path) -> None:
+    for remembered in (False, True):
+        with open_bundle(bundle, target="tensorrt") as runner:
+            assert runner.self_test is not None
+            assert [(one.batch, one.remembered) for one in runner.self_test.checked] == [
+                (1, remembered),
+                (16, remembered),
+            ]
+    with open_bundle(bundle, target="tensorrt", gpu=GpuOptions(cuda_graphs=False)) as runner:  # another way to run
+        assert runner.self_test is not None
+        assert not any(one.remembered for one in runner.self_test.checked)
+
+
+def test_a_plan_that_computes_something_else_is_caught(
+    bundle: Path, stack_11: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = onnx.load(bundle / "model.onnx")
+    bias = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [10])
+    value = onnx.numpy_helper.to_array(bias).copy()
+    value[3] += 1
+    bias.CopyFrom(onnx.numpy_helper.from_array(value, bias.name))
+    onnx.save(graph, tmp_path / "other.onnx")
+    for options in ({"graph": str(tmp_path / "other.onnx")}, {}):  # one bias; the emulator's own kernel
+        another_graph(bundle, stack_11, **options)
+        with pytest.raises(
+            KnownAnswersError, match=r"tensorrt computes something wrong here \(.*batch 1\).*graph is ri"
+        ):
+            open_bundle(bundle, target="tensorrt")
+        with open_bundle(bundle) as runner:  # the automatic choice goes on, and says so
+            assert runner.target == "openvino"
+            assert runner.self_test is not None
+            assert runner.self_test.notes[0].startswith("tensorrt is not used: ")
+        assert "tensorrt is not used: " in caplog.text
 
 
 def test_code_inside_a_plan_is_not_run_unasked(bundle: Path, stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
