@@ -72,8 +72,8 @@ def build(
     cache: Annotated[Path | None, typer.Option(help="Calibration cache to use for int8, and no other.")] = None,
     accept_cache: Annotated[bool, typer.Option(help="Take a cache of another graph or of unknown origin.")] = False,
     residual: Annotated[
-        str, typer.Option(help="Inputs of residual additions to quantise: identity, none or both.")
-    ] = "identity",
+        str, typer.Option(help="Inputs of residual additions to quantise: none, identity (the shortcut) or both.")
+    ] = "none",
     rounding: Annotated[
         str,
         typer.Option(help="Of int8 weights: moments, by what each layer reads of calibration images, or nearest."),

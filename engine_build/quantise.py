@@ -5,8 +5,10 @@ What the builder turns into INT8 kernels, and what it accepts and silently runs 
 docs/int8.md): activations need one *scalar* scale (shape ``[]``), weights one scale a channel on axis 0, and every
 zero-point is 0.
 
-Quantised are the input and the weights of every convolution and of the classifier, and the shortcut input of every
-residual addition, so that the addition can join the INT8 kernel before it. The pair stands behind ReLU and pool,
+Quantised are the input and the weights of every convolution and of the classifier. The shortcut input of a residual
+addition can be too, for a builder that joins the addition to the INT8 kernel before it; in these networks a BN reads
+the sum in floating point, the listing of TensorRT-RTX is hardly shorter, and more than half of the noise would come
+from there (docs/int8.md). The pair stands behind ReLU and pool,
 never only before them; a max-pool between two pairs of one scale works on integers, with the same result. A tensor
 with no known scale keeps its readers in floating point; they are reported.
 """
@@ -41,13 +43,13 @@ class Placement:
     """Where activations are quantised.
 
     Attributes:
-        residual: inputs of residual additions that are quantised: ``identity`` (the shortcut), ``none`` or ``both``.
+        residual: inputs of residual additions that are quantised: ``none``, ``identity`` (the shortcut) or ``both``.
         weights: how weight scales are chosen, see :func:`engine_build.weight_scales.quantise_weights`.
         shift: use the whole int8 range behind ReLUs, see :mod:`engine_build.shifted`.
         pool: let max-pools work on integers.
     """
 
-    residual: str = "identity"
+    residual: str = "none"
     weights: str = "mse"
     shift: bool = True
     pool: bool = True

@@ -21,7 +21,7 @@ from engine_build.budget import split_images
 from engine_build.build import BuildOptions, build
 from engine_build.cli import app
 from engine_build.int8 import Int8Options, quantise
-from engine_build.quantise import insert_qdq
+from engine_build.quantise import Placement, insert_qdq
 from engine_build.source import SourceOptions, Steps, load_source
 from infer.bundle import read_manifest
 from infer.errors import AccuracyError, InputError
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(folder):
-    return Int8Options(calibration=Request((str(folder),), method="minmax"))
+    return Int8Options(calibration=Request((str(folder),), method="minmax"), placement=Placement("identity"))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_the_bundle_is_what_was_measured(source, options, mixed, tmp_path, monke
     (data,) = options.calibration.data
     arguments = ["build", "-m", "hostile", "--onnx", str(tmp_path / "hostile.onnx"), "-p", "auto", "-t", "openvino"]
     arguments += ["--resize", str(SIDE), "--crop", str(SIDE), "-o", str(tmp_path / "bundle"), "-d", data]
-    result = CliRunner().invoke(app, [*arguments, "--method", "minmax", "--max-drop", "10"])
+    result = CliRunner().invoke(app, [*arguments, "--method", "minmax", "--residual", "identity", "--max-drop", "10"])
     assert result.exit_code == 0, result.output
     manifest = read_manifest(tmp_path / "bundle")
     assert manifest.precision == "auto"

@@ -21,6 +21,7 @@ from engine_build.build import BuildOptions, build
 from engine_build.fp8 import LARGEST, fp8_scale, fp8_targets, insert_fp8, quantise_weights
 from engine_build.int8 import Int8Options
 from engine_build.precision import to_precision
+from engine_build.quantise import Placement
 from engine_build.targets import BuildSettings, build_target
 from infer.bundle import GRAPH, read_manifest
 from infer.cuda.gpus import Gpu
@@ -220,7 +221,7 @@ def test_the_bundle(tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     wanted = BuildOptions(
         "user", onnx=tmp_path / "user.onnx", preprocessing=SPEC, precision="fp8", output=tmp_path / "b",
-        int8=Int8Options(calibration=Request((str(tmp_path / "*.png"),))),
+        int8=Int8Options(calibration=Request((str(tmp_path / "*.png"),)), placement=Placement("identity")),
     )  # fmt: skip
     folder, _ = build(wanted)
     manifest = read_manifest(folder)

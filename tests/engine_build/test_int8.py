@@ -94,7 +94,7 @@ def test_an_explicit_cache_of_another_graph_is_refused(source, folder_of_images,
     origin = _struct_replace(made.provenance, graph_sha256="0" * 64)
     write_cache(tmp_path / "foreign", replace(made, scales=scales, provenance=origin))
     options = Int8Options(cache=tmp_path / "foreign")
-    with pytest.raises(InputError, match=r"graph 0000.*missing \(normalised\).*unknown.*\(other\).*--accept-cache"):
+    with pytest.raises(InputError, match=r"graph 0000.*missing \(normalised\).*unknown.*--accept-cache"):
         quantise(source, options, tmp_path / "none", "tool", silent)
     taken = quantise(source, replace(options, accept_cache=True), tmp_path / "none", "tool", silent)
     assert "normalised" in taken.notes[0] and "conv1" in taken.quantised.skipped
@@ -158,7 +158,9 @@ def test_the_bundle_says_what_is_quantised(shipped):
     folder = shipped("int8")
     manifest = read_manifest(folder)
     record = manifest.calibration
-    assert (len(record["int8_nodes"]), len(record["int8_additions"]), record["shifted_tensors"]) == (54, 16, 37)
+    assert (len(record["int8_nodes"]), len(record["int8_additions"]), record["shifted_tensors"]) == (54, 0, 37)
+    assert record["weights"] == {"rounding": "second moments", "images": 128, "layers": 54}
+    assert manifest.pair_safe
     assert record["tensors_missing"] == [] and record["images"] == 512 and record["method"] == "mse"
     audit = manifest.plans[0].audit
     assert [audit["node_precisions"][name] for name in record["int8_nodes"]] == ["int8"] * 54
@@ -170,15 +172,15 @@ def test_the_bundle_says_what_is_quantised(shipped):
 
 
 def test_int8_keeps_the_accuracy(shipped):
-    """All shipped test images: within 0.10 points of FP32's top-1, agreement at least 99.4 %."""
+    """All shipped test images: within 0.10 points of FP32's top-1, agreement at least 99.65 %, 35.5 dB on any CPU."""
     from engine_build.zoo import MODELS
 
     data = MODELS["iresnet50_fashion"].shipped / "test.tar.gz"
     found = verify_bundle(shipped("int8"), [str(data)], reference=shipped("fp32"), reference_target="openvino").record
     assert found["images"] == 10_000
     assert found["top1"] >= found["reference_top1"] - 0.10
-    assert found["agreement"] >= 99.4
-    assert found["sqnr_db"] >= 31
+    assert found["agreement"] >= 99.65
+    assert found["sqnr_db"] >= 35.5
 
 
 def test_a_layer_that_stays_float_fails_the_build(narrow_row, tmp_path, monkeypatch):

@@ -64,8 +64,15 @@ def sqnr(found, expected):
     return 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
 
 
-def test_every_layer_and_addition_is_quantised(net, amax):
+def test_additions_stay_in_floating_point_unless_asked_for(net, amax):
     quantised, done = insert_qdq(net, amax)
+    assert done.nodes == LAYERS and done.additions == ()
+    add = next(n for n in quantised.graph.node if n.name == "sum")
+    assert {Index(quantised).producer[i].op_type for i in add.input} == {"Conv"}
+
+
+def test_every_layer_and_addition_is_quantised(net, amax):
+    quantised, done = insert_qdq(net, amax, Placement("identity"))
     onnx.checker.check_model(quantised, full_check=True)
     assert done.nodes == LAYERS and done.additions == ("sum",) and not done.skipped
     index = Index(quantised)
@@ -181,7 +188,7 @@ def test_a_shortcut_behind_a_relu_uses_the_whole_range_and_the_branch_gives_it_b
     amax = collect(net, [x], activation_tensors(net)).amax("minmax", activation_steps(net))
     expected = run(net, x)[0]
     for exclude in ((), ("sum",)):  # an addition in floating point reads the moved tensor all the same
-        quantised, done = insert_qdq(net, amax, exclude=exclude)
+        quantised, done = insert_qdq(net, amax, Placement("identity"), exclude=exclude)
         assert "r" in done.shifted and done.additions == (() if exclude else ("sum",))
         add = next(node for node in quantised.graph.node if node.name == "sum")
         assert set(add.input) == {"c2", "r" if exclude else "r.dequantised"}
@@ -207,7 +214,7 @@ def test_tensors_without_a_range_stay_float_and_are_reported(net, amax):
 
 
 def test_excluded_layers_stay_float(net, amax):
-    quantised, done = insert_qdq(net, amax, exclude=["c3", "sum"])
+    quantised, done = insert_qdq(net, amax, Placement("identity"), exclude=["c3", "sum"])
     assert "c3" in done.skipped and "c3" not in done.nodes and done.additions == ()
     # r2 is read by c3 alone, which now needs the true values
     assert "r2" not in done.shifted
