@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.cache import write_cache
 from engine_build.auto import AutoOptions, mixed_precision
 from engine_build.fp8 import fp8_targets, quantise_fp8
+from engine_build.gates import check_graph
 from engine_build.gmac import count_gmac
 from engine_build.int8 import Int8Graph, Int8Options, quantise
 from engine_build.known_answers import known_answers, test_plans, warnings
@@ -23,10 +24,6 @@ from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Tensor, file
 from infer.errors import BuildError, InputError
 from infer.files import replacing_folder
 
-# Share of the largest logit. Random weights amplify rounding to 2 % in the deepest networks; trained ones stay below
-# 0.1 %. A wrong cast or weight costs far more. Overflow does not show here: ONNX Runtime drops pairs of casts, so that
-# float16 becomes float32 between two of its CPU kernels. The measured ranges guard against that.
-FP16_TOLERANCE = 0.1
 RANGE_IMAGES = 8
 CACHE = "calibration.cache"
 QUANTISED = ("int8", "auto", "fp8")
@@ -45,6 +42,7 @@ class BuildOptions(SourceOptions):
         settings: for the targets.
         int8: calibration and placement, for ``int8``, ``auto`` and ``fp8``.
         auto: the budget, for ``auto``.
+        min_sqnr: dB that the typed graph must keep of float32 (:mod:`engine_build.gates`); None for the precision's.
     """
 
     precision: str = "fp16"
@@ -54,6 +52,7 @@ class BuildOptions(SourceOptions):
     settings: BuildSettings = field(default_factory=BuildSettings)
     int8: Int8Options = field(default_factory=Int8Options)
     auto: AutoOptions = field(default_factory=AutoOptions)
+    min_sqnr: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -72,29 +71,27 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         WeightsError, GraphError, BuildError, AccuracyError, KnownAnswersError: see the functions that are called.
     """
     from engine_build.labels import class_names
-    from engine_build.precision import PRECISIONS
+    from engine_build.precision import PRECISIONS, to_precision
 
     steps = steps or Steps()
     known = dict.fromkeys((*PRECISIONS, *QUANTISED))
     if options.precision not in known:
         raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(known)}")
     targets = resolve_targets(options.targets)
-    target_notes: list[str] = []
+    notes: list[str] = []
     if options.precision == "fp8":
-        targets, target_notes = fp8_targets(targets, named=options.targets != ("auto",))
-    folder = options.folder
-    _refuse_to_replace(folder)
+        targets, notes = fp8_targets(targets, named=options.targets != ("auto",))
+    _refuse_to_replace(folder := options.folder)
     source = load_source(options, steps)
     names, wnids = class_names(source.row, source.info.num_classes, options.labels)
-    notes = [*source.notes, *target_notes]
+    notes = [*source.notes, *notes]
     quantised: Int8Graph | None = None
     # TensorRT adds int8 products in int32; what else runs the graph may have kernels that do not.
     int8 = replace(options.int8, pair_safe=any(target not in TENSORRT for target in targets))
     if options.precision in QUANTISED:
         with steps.step("calibration"):
-            cache = default_cache(folder.parent, options.model)
             make = quantise_fp8 if options.precision == "fp8" else quantise
-            quantised = make(source, int8, cache, tool_name(), steps.say)
+            quantised = make(source, int8, default_cache(folder.parent, options.model), tool_name(), steps.say)
     with steps.step("ranges"):
         keep = _overflowing(source) if options.precision in ("fp16", *QUANTISED) else []
     if options.precision == "auto" and quantised is not None:
@@ -102,10 +99,13 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
             labels = (names, wnids)
             quantised = mixed_precision(source, quantised, int8, options.auto, labels, keep, steps.say)
     with steps.step("precision"):
-        typed = _typed_graph(source, quantised, options.precision, keep)
+        # The rest of every quantised graph is typed alike.
+        typed = to_precision(*(quantised.graph, "int8") if quantised else (source.graph, options.precision), keep)
         notes += quantised.notes if quantised else ()
         if keep:
             notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
+    with steps.step("graph check"):
+        gates = check_graph(source, options.precision, options.int8, typed, quantised, options.min_sqnr)
     # None for our own models: torch's exporter folded them
     steps.say(
         f"graph: {_op_counts(typed)}"
@@ -122,8 +122,12 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         plans = []
         for target in targets:
             with steps.step(target):
-                layers = quantised.quantised.nodes if quantised else ()
-                plans.append(build_target(target, work, options.precision, options.settings, layers, keep))
+                plans.append(
+                    build_target(
+                        target, work, options.precision, options.settings,
+                        quantised.quantised.nodes if quantised else (), keep,
+                    )
+                )  # fmt: skip
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),
@@ -133,22 +137,11 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
             calibration=quantised.record() if quantised else None,
             pair_safe=options.precision in ("int8", "auto") and int8.pair_safe,
         )  # fmt: skip
-        write_manifest(work, manifest)
         with steps.step("self-test"):
             test_plans(work, manifest, folder, steps.say)
+            gates.check_plans(work, manifest)
+        write_manifest(work, manifest)
     return folder, manifest
-
-
-def _typed_graph(source: Source, quantised: Int8Graph | None, precision: str, keep: list[str]) -> onnx.ModelProto:
-    from engine_build.graph import check_step
-    from engine_build.precision import to_precision
-
-    if quantised is not None:  # the rest of every quantised graph is typed alike
-        return to_precision(quantised.graph, "int8", keep)
-    typed = to_precision(source.graph, precision, keep)
-    if precision == "fp16":  # ONNX Runtime has no bf16 convolution for CPUs
-        check_step("precision", typed, source.spec, source.reference, FP16_TOLERANCE)
-    return typed
 
 
 def _refuse_to_replace(folder: Path) -> None:
