@@ -187,8 +187,8 @@ def find_cache(
     """
     index = Index(source.graph)
     if not quantisable_nodes(index):
-        found = _named(floating_products(index)) or "no convolution or product"
-        raise InputError(f"expected a layer that can be quantised, found none: {found}; build fp16 or fp32")
+        floating = _named(floating_products(index)) or "no convolution or product"
+        raise InputError(f"expected a layer that can be quantised, found none: {floating}; build fp16 or fp32")
     request = options.calibration
     if options.cache is not None:
         cache = read_cache(options.cache)

@@ -15,8 +15,8 @@ from infer.errors import BuildError, TargetUnavailableError
 
 XML, BIN = "openvino.xml", "openvino.bin"
 _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
-# OpenVINO's reader splits a Conv or Gemm with a bias in two; its int8 passes call a MatMul after its factor.
-_PARTS = ("/WithoutBiases", "/DequantizationMultiply")
+# OpenVINO's reader splits a Conv or Gemm with a bias in two; its int8 passes put a factor behind a product.
+_SPLIT_BIAS, _FACTOR = "/WithoutBiases", "/DequantizationMultiply"
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
 # given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
@@ -97,10 +97,15 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
     OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
     which primitive; the ONNX node is its ``originalLayersNames``. The last node of a graph goes by its output there:
     ``results`` has the node of each, see :func:`engine_build.targets.onnx_nodes.mac_results`.
+
+    Small matrix products one behind the other become one ``Subgraph``. What it is said to compute in is what it
+    writes; a product of it whose factors stand behind it (``DequantizationMultiply``) multiplies integers.
     """
+    results = results or {}
     types: Counter[str] = Counter()
     precisions: Counter[str] = Counter()
     nodes: dict[str, str] = {}
+    inner: dict[str, str] = {}
     primitives: Counter[str] = Counter()
     for op in runtime.get_ordered_ops():
         info = {key: str(value.astype(str)) for key, value in op.get_rt_info().items()}
@@ -110,12 +115,15 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
         precision = _NAMES.get(info.get("runtimePrecision", "?").lower(), info.get("runtimePrecision", "?"))
         types[kind] += 1
         precisions[precision] += 1
+        parts = info.get("originalLayersNames", op.get_friendly_name()).split(",")
         if kind in MULTIPLYING:
-            name = info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]
-            for part in _PARTS:
-                name = name.split(part)[0]
-            nodes[(results or {}).get(name, name)] = precision
+            nodes[_node(parts[0], results)] = precision
             primitives[info.get("primitiveType", "?")] += 1
+        elif kind == "Subgraph":
+            found = dict.fromkeys(_node(part, results) for part in parts)
+            integers = {_node(part, results) for part in parts if part.endswith(_FACTOR)}
+            inner |= {name: "int8" if name in integers else precision for name in found if name in results.values()}
+    nodes = inner | nodes  # a subgraph may hold the bias of a product that stands outside of it
     summary = {
         "layers": types.total(),
         "kernels": types.total(),
@@ -128,3 +136,9 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
         "engine_bytes": engine_bytes,
     }
     return {"format": 1, "summary": summary, "node_precisions": nodes}
+
+
+def _node(name: str, results: Mapping[str, str]) -> str:
+    """The ONNX node of an operation of OpenVINO's."""
+    name = name.removesuffix(_FACTOR).removesuffix(_SPLIT_BIAS)
+    return results.get(name, name)

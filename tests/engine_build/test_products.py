@@ -216,6 +216,36 @@ def test_both_builders_make_int8_kernels_of_matmul_and_of_every_convolution(tmp_
             require_int8(built.audit, quantised.nodes)
 
 
+def test_a_joint_projection_of_an_attention_is_left_floating():
+    """TensorRT divides its weights and computes the parts in floating point; the gate would fail the build."""
+    nodes = [
+        *TOKENS, ("MatMul", "tokens joint", "m"), ("Split", "m parts", "q k v", {"axis": 2}),
+        ("Transpose", "k", "kt", {"perm": [0, 2, 1]}), ("MatMul", "q kt", "like"), ("Softmax", "like", "soft"),
+        ("MatMul", "soft v", "last"), *TAIL,
+    ]  # fmt: skip
+    constants = {"joint": weights_of(16, 48) / 4, "parts": np.array([16, 16, 16]), "t": T, "one": np.array([1])}
+    model = graph(nodes, {**C, **SHAPE, **constants})
+    canonicalise(model)
+    found = floating_products(Index(model))
+    assert list(found) == ["m", "like", "last"] and "divided among the operands" in found["m"]
+
+
+def squeeze_and_excite():
+    """Two small products one behind the other, which OpenVINO makes one kernel of, and a gate on the channels."""
+    nodes = [
+        *CLASSIFIER[:5], ("Gemm", "f down", "d"), ("Relu", "d", "e"), ("Gemm", "e up bias", "u"), ("Sigmoid", "u", "s"),
+        ("Mul", "f s", "g"), ("Gemm", "g t fc.bias", "y"),
+    ]  # fmt: skip
+    constants = {"down": weights_of(16, 4) / 4, "up": weights_of(4, 16) / 2, "bias": weights_of(16), "t": T}
+    return graph(nodes, {**C, **constants})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_products_that_openvino_joins_are_audited(tmp_path, folder, precision):
+    manifest, _ = built(tmp_path, folder, squeeze_and_excite(), precision)
+    assert manifest.plans[0].audit["node_precisions"] == dict.fromkeys(("stem", "d", "u", "y"), precision)
+
+
 def test_logits_that_are_not_float_vectors_stay_as_they_are():
     model = head(("Gemm", "f t grid", "y"), t=T, grid=weights_of(3, 10))
     before = run_graph(model, X)[0]
