@@ -155,16 +155,6 @@ class Gates:
             )
         self._add(GRAPH, FLOAT, found, engine_name(), started)
 
-    def check_plans(self, folder: Path, manifest: Manifest) -> None:
-        """Run every plan of a bundle under construction; what was measured goes into ``manifest``.
-
-        Raises:
-            AccuracyError: see :meth:`plan`.
-        """
-        for plan in manifest.plans:
-            self.plan(folder, manifest, plan)
-        manifest.checks, manifest.notes = self.checks, [*manifest.notes, *self.notes]
-
     def plan(self, folder: Path, manifest: Manifest, plan: Plan) -> None:
         """Run a plan against the typed graph, after :meth:`graph`; where it does not run here, note that on the plan.
 

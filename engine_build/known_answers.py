@@ -20,7 +20,7 @@ from engine_build.as_written import as_written, emulated, engine_name
 from engine_build.graph import Logits
 from engine_build.synthetic import varied_images
 from infer.backends import availability, open_backend
-from infer.bundle import KnownAnswers, Manifest, file_entry
+from infer.bundle import KnownAnswers, Manifest, Plan, file_entry
 from infer.checks_passed import describe
 from infer.errors import BuildError, KnownAnswersError
 from infer.known_answers import FILE, TELLING_DB, Answers, write_answers
@@ -82,27 +82,28 @@ def warnings(answers: KnownAnswers) -> list[str]:
     ]
 
 
-def test_plans(work: Path, manifest: Manifest, folder: Path, say: Callable[[str], None]) -> None:
-    """Open every plan of a bundle that runs here, which checks its known answers.
+def test_plan(work: Path, manifest: Manifest, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
+    """Open a plan of a bundle, where it runs here, which checks its known answers.
 
     Args:
         work: the bundle under construction.
         manifest: its manifest.
+        plan: one of its plans.
         folder: what it is going to be called.
         say: called with one line for people.
 
     Raises:
-        KnownAnswersError: a plan computes something else than the graph.
+        KnownAnswersError: the plan computes something else than the graph.
     """
-    for plan in manifest.plans:
-        if availability(plan.target) is None:
-            test = SelfTest(work, manifest, "always")
-            try:
-                open_backend(work, manifest, plan.target, test=test).close()
-            except KnownAnswersError as error:
-                raise KnownAnswersError(str(error).replace(str(work), str(folder))) from error
-            for found in test.checked:
-                say(f"known answers on {plan.target}: {describe(found)}")
+    if availability(plan.target) is not None:
+        return
+    test = SelfTest(work, manifest, "always")
+    try:
+        open_backend(work, manifest, plan.target, test=test).close()
+    except KnownAnswersError as error:
+        raise KnownAnswersError(str(error).replace(str(work), str(folder))) from error
+    for found in test.checked:
+        say(f"known answers on {plan.target}: {describe(found)}")
 
 
 def answer_images(side: int) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16", "auto": 
 
 
 def build_openvino(
-    graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = (), float32_nodes: Sequence[str] = ()
+    graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = (), float32_nodes: Collection[str] = ()
 ) -> Plan:
     """Write ``openvino.xml`` and ``.bin`` into ``folder``, compile them once and read back what runs.
 
@@ -34,8 +34,7 @@ def build_openvino(
         folder: the bundle under construction.
         precision: of the graph.
         int8_nodes: Conv, Gemm and MatMul nodes that must run in int8.
-        float32_nodes: that float16 could not hold: where there are any, nothing runs in float16, since OpenVINO would
-            compute them in it too.
+        float32_nodes: nodes whose floats must be float32.
 
     Raises:
         BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
@@ -50,9 +49,7 @@ def build_openvino(
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot read {graph.name}: {str(error).strip().splitlines()[-1][:300]}") from error
     openvino.save_model(model, folder / XML, compress_to_fp16=False)
-    hint, notes = inference_precision(core, precision)
-    if hint == "f16" and float32_nodes:
-        hint, notes = "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
+    hint, notes = inference_precision(core, precision, float32_nodes)
     options = {"INFERENCE_PRECISION_HINT": hint}
     try:
         backend = OpenVINOBackend(folder / XML, options, folder / CACHE_FOLDER)
@@ -81,9 +78,15 @@ def build_openvino(
     )
 
 
-def inference_precision(core: Any, precision: str) -> tuple[str, list[str]]:
-    """``(INFERENCE_PRECISION_HINT, notes)`` for a graph of ``precision`` on this CPU."""
+def inference_precision(core: Any, precision: str, float32_nodes: Collection[str] = ()) -> tuple[str, list[str]]:
+    """``(INFERENCE_PRECISION_HINT, notes)`` for a graph of ``precision`` on this CPU.
+
+    With the hint f16 OpenVINO computes every node in float16, also those that are float32 in the graph. bfloat16 has
+    the range of float32.
+    """
     hint = _HINTS[precision]
+    if hint == "f16" and float32_nodes:
+        return "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
     if computes_in(core, hint):
         return hint, []
     if precision == "int8":
