@@ -58,11 +58,12 @@ class LayerInput:
         """Rows of the im2col matrix as integers, int8 ``[rows, groups, K]``, K in the order (channel, row, column).
 
         Args:
-            values: the tensor for one image, ``[1, C, H, W]`` or ``[1, K]``.
+            values: the tensor for one image, ``[1, C, H, W]`` or ``[1, ..., K]``.
             chosen: places to take of so many.
         """
         if self.kernel is None:
-            return self._rounded(values.reshape(-1, 1, values.shape[-1]))
+            rows = values.reshape(-1, 1, values.shape[-1])
+            return self._rounded(rows[chosen(len(rows))])
         image, (height, width) = values[0], values.shape[2:]
         top, left, bottom, right = self._pads(height, width)
         reach = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]

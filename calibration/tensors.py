@@ -19,6 +19,7 @@ RESIDUALS = ("identity", "none", "both")
 _LAYERS = ("Conv", "Gemm", "MatMul")
 # Arithmetic of the same kind that has no int8 form here; it is listed beside the layers that were left out.
 _OTHERS = ("ConvTranspose", "DeformConv", "Einsum", "Attention", "GRU", "LSTM", "RNN")
+_REARRANGES = ("Add", "Div", "Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 _THROUGH = ("MaxPool", "GlobalAveragePool", "Flatten")
 
 
@@ -58,7 +59,7 @@ def why_floating(node: onnx.NodeProto, index: Index) -> str | None:
     no bias or a constant one."""
     if node.op_type not in _LAYERS:
         return f"{node.op_type} has no int8 form"
-    return _why_weights(node, index) or _why_bias(node, index)
+    return _why_weights(node, index) or _why_bias(node, index) or _why_result(node, index)
 
 
 def _why_weights(node: onnx.NodeProto, index: Index) -> str | None:
@@ -86,6 +87,25 @@ def _why_bias(node: onnx.NodeProto, index: Index) -> str | None:
     if list(bias.dims) == [channels]:
         return None
     return f"its bias has the shape {list(bias.dims)}, int8 needs one number a channel"
+
+
+def _why_result(node: onnx.NodeProto, index: Index) -> str | None:
+    """TensorRT divides the weights of an attention's joint projection too, and then computes it in floating point."""
+    if node.op_type != "MatMul":
+        return None
+    waiting, seen = [(name, False) for name in node.output], set()
+    while waiting:
+        name, divided = waiting.pop()
+        readers = index.consumers.get(name, [])
+        kinds = [reader.op_type for reader in readers]
+        divided = divided or "Split" in kinds or kinds.count("Gather") + kinds.count("Slice") > 1
+        for reader in readers:
+            if divided and reader.op_type == "MatMul" and not index.constants.keys() & set(reader.input):
+                return f"its result is divided among the operands of {reader.name}, TensorRT then leaves int8"
+            if reader.op_type in _REARRANGES and id(reader) not in seen:
+                seen.add(id(reader))
+                waiting += [(result, divided) for result in reader.output]
+    return None
 
 
 def _has_factors(node: onnx.NodeProto) -> bool:

@@ -11,7 +11,7 @@ Data types are the project's words: fp32, fp16, bf16, fp8, fp4, int8, int4, int3
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -273,6 +273,23 @@ def require_int8(audit: PlanAudit, expected_nodes: Sequence[str]) -> None:
         BuildError: see :func:`require_precision`.
     """
     require_precision(audit, expected_nodes, "int8")
+
+
+def require_float32(audit: PlanAudit, nodes: Collection[str]) -> None:
+    """Fail if one of ``nodes`` (ONNX node names), to which float16 does harm, is run by a kernel of less than float32.
+
+    Nodes that multiply integers, or of which the listing says nothing, pass.
+
+    Raises:
+        BuildError: names the nodes, at most five, and what each runs in.
+    """
+    found = {node: audit.node_precisions[node] for node in nodes if node in audit.node_precisions}
+    wrong = [f"{node} ({precision})" for node, precision in found.items() if precision in ("fp16", "bf16")]
+    if wrong:
+        raise BuildError(
+            f"{len(wrong)} layers have to run in float32, but TensorRT made of them: {', '.join(wrong[:5])}. "
+            "Build fp32, or bf16, which has the range of float32"
+        )
 
 
 def megabytes(size: int) -> str:

@@ -13,7 +13,7 @@ order was compared with others on the shipped model: docs/auto.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,9 +26,9 @@ from calibration.sensitivity import logit_errors, roundings
 from calibration.tensors import quantisable_nodes, shift_groups
 from engine_build.budget import Budget, Meter, Point, split_images
 from engine_build.int8 import Int8Graph, Int8Options
-from engine_build.precision import to_precision
 from engine_build.quantise import Quantised, insert_qdq
 from engine_build.source import Source
+from engine_build.typed_graph import Typing
 from infer.errors import AccuracyError, InputError
 from infer.progress import progress
 
@@ -80,7 +80,7 @@ def mixed_precision(
     int8_options: Int8Options,
     options: AutoOptions,
     labels: tuple[Sequence[str], Sequence[str] | None],
-    float32_nodes: Collection[str] = (),
+    typing: Typing,
     say: Callable[[str], None] = lambda line: None,
 ) -> AutoGraph:
     """Give back as few layers of ``int8`` as the budget asks for.
@@ -91,7 +91,7 @@ def mixed_precision(
         int8_options: what ``int8`` was made with.
         options: the budget.
         labels: class names and WordNet ids (or None) of the model.
-        float32_nodes: nodes that stay float32 because float16 cannot hold them.
+        typing: types the trials as the bundle will be typed.
         say: called with one line for people.
 
     Raises:
@@ -105,7 +105,7 @@ def mixed_precision(
     notes = _notes(source, budget, options.max_drop)
     with Meter(source.graph, budget) as meter:
         say(f"auto: at most {options.max_drop:g} points of {budget.measure}, {_images(budget)}, run by {meter.engine}")
-        search = _Search(source, int8, int8_options, options.max_drop, float32_nodes, meter, say)
+        search = _Search(source, int8, int8_options, options.max_drop, typing, meter, say)
         kept = search.run(ranking)
     if kept is None:
         raise AccuracyError(_hopeless(search.points[-1], options.max_drop, budget))
@@ -142,12 +142,12 @@ class _Search:
         int8: Int8Graph,
         int8_options: Int8Options,
         limit: float,
-        float32_nodes: Collection[str],
+        typing: Typing,
         meter: Meter,
         say: Callable[[str], None],
     ) -> None:
         self._source, self._int8, self._int8_options = source, int8, int8_options
-        self._limit, self._float32, self._meter, self._say = limit, float32_nodes, meter, say
+        self._limit, self._typing, self._meter, self._say = limit, typing, meter, say
         self._layers = (*int8.quantised.nodes, *int8.quantised.additions)
         self._latest: tuple[tuple[str, ...], onnx.ModelProto, Quantised] = ((), int8.graph, int8.quantised)
         self.points: list[Point] = []
@@ -187,8 +187,9 @@ class _Search:
             return self.point(len(layers)).fits
         floating = len(layers) == len(self._layers)
         graph = self._source.graph if floating else self.graph_without(layers)[0]
-        typed = to_precision(graph, "fp16" if floating else "int8", self._float32)
-        point = self._meter.measure(typed, "fp16" if floating else "auto", len(layers))
+        typed = self._typing.typed(graph, "fp16" if floating else "int8")
+        precision = "fp16" if floating else "auto"
+        point = self._meter.measure(typed.graph, precision, len(layers), typed.float32)
         point = replace(point, fits=point.drop <= self._limit + _ROUNDING)
         self.points.append(point)
         verdict = "" if point.fits else "  over the budget"

@@ -7,7 +7,7 @@ compared with the float32 graph in ONNX Runtime, an engine independent of it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -185,16 +185,17 @@ class Meter:
             self._folder.cleanup()
             raise
 
-    def measure(self, graph: onnx.ModelProto, precision: str, kept: int) -> Point:
+    def measure(self, graph: onnx.ModelProto, precision: str, kept: int, float32_nodes: Collection[str] = ()) -> Point:
         """What ``graph`` loses.
 
         Args:
             graph: typed as it would be shipped.
             precision: ``auto`` for a graph with Q/DQ, else that of its floats.
             kept: layers and additions out of int8.
+            float32_nodes: nodes whose floats must be float32.
         """
         tally = Tally()
-        tally.add(self._outputs(graph, precision), self._budget.targets, self._expected)
+        tally.add(self._outputs(graph, precision, float32_nodes), self._budget.targets, self._expected)
         figures = tally.to_json()
         labelled = self._budget.measure == "top-1"
         lost = tally.reference_top1 - tally.top1 if labelled else tally.images - tally.agreeing
@@ -214,10 +215,10 @@ class Meter:
     ) -> None:
         self.close()
 
-    def _outputs(self, graph: onnx.ModelProto, precision: str | None) -> Outputs:
+    def _outputs(self, graph: onnx.ModelProto, precision: str | None, float32_nodes: Collection[str] = ()) -> Outputs:
         path = Path(self._folder.name) / GRAPH
         onnx.save(graph, path)
-        backend = OnnxRuntimeBackend(path) if precision is None else _open(path, precision)
+        backend = OnnxRuntimeBackend(path) if precision is None else _open(path, precision, float32_nodes)
         try:
             step = backend.max_batch
             images = self._budget.images
@@ -228,12 +229,12 @@ class Meter:
         return Outputs(*(np.concatenate(arrays) for arrays in zip(*results, strict=True)))
 
 
-def _open(path: Path, precision: str) -> Backend:
+def _open(path: Path, precision: str, float32_nodes: Collection[str]) -> Backend:
     if openvino_backend.availability() is not None:
         return OnnxRuntimeBackend(path)
     from engine_build.targets.openvino import inference_precision
 
-    hint, _ = inference_precision(openvino_backend.make_core(), precision)
+    hint, _ = inference_precision(openvino_backend.make_core(), precision, float32_nodes)
     return openvino_backend.OpenVINOBackend(path, {"INFERENCE_PRECISION_HINT": hint})
 
 

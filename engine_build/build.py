@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from numpy.typing import NDArray
 from calibration.cache import write_cache
 from engine_build.auto import AutoOptions, mixed_precision
 from engine_build.fp8 import fp8_targets, quantise_fp8
+from engine_build.gates import check_graph
 from engine_build.gmac import count_gmac
 from engine_build.int8 import Int8Graph, Int8Options, quantise
-from engine_build.known_answers import known_answers, test_plans, warnings
+from engine_build.known_answers import known_answers, test_plan, warnings
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
-from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Tensor, file_entry, now, write_manifest
+from engine_build.targets.each import build_each, keep_passing
+from engine_build.targets.options import check_options
+from engine_build.typed_graph import Typing
+from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Plan, Tensor, file_entry, now, write_manifest
 from infer.errors import BuildError, InputError
 from infer.files import replacing_folder
 
-# Share of the largest logit. Random weights amplify rounding to 2 % in the deepest networks; trained ones stay below
-# 0.1 %. A wrong cast or weight costs far more. Overflow does not show here: ONNX Runtime drops pairs of casts, so that
-# float16 becomes float32 between two of its CPU kernels. The measured ranges guard against that.
-FP16_TOLERANCE = 0.1
 RANGE_IMAGES = 8
 CACHE = "calibration.cache"
 QUANTISED = ("int8", "auto", "fp8")
@@ -45,6 +46,7 @@ class BuildOptions(SourceOptions):
         settings: for the targets.
         int8: calibration and placement, for ``int8``, ``auto`` and ``fp8``.
         auto: the budget, for ``auto``.
+        min_sqnr: dB that the typed graph must keep of float32 (:mod:`engine_build.gates`); None for the precision's.
     """
 
     precision: str = "fp16"
@@ -54,6 +56,7 @@ class BuildOptions(SourceOptions):
     settings: BuildSettings = field(default_factory=BuildSettings)
     int8: Int8Options = field(default_factory=Int8Options)
     auto: AutoOptions = field(default_factory=AutoOptions)
+    min_sqnr: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -72,83 +75,87 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         WeightsError, GraphError, BuildError, AccuracyError, KnownAnswersError: see the functions that are called.
     """
     from engine_build.labels import class_names
-    from engine_build.precision import PRECISIONS
 
     steps = steps or Steps()
-    known = dict.fromkeys((*PRECISIONS, *QUANTISED))
-    if options.precision not in known:
-        raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(known)}")
-    targets = resolve_targets(options.targets)
-    target_notes: list[str] = []
-    if options.precision == "fp8":
-        targets, target_notes = fp8_targets(targets, named=options.targets != ("auto",))
+    named = tuple(options.targets) != ("auto",)
+    targets, notes = _check(options, named)
     folder = options.folder
-    _refuse_to_replace(folder)
     source = load_source(options, steps)
     names, wnids = class_names(source.row, source.info.num_classes, options.labels)
-    notes = [*source.notes, *target_notes]
+    notes = [*source.notes, *notes]
     quantised: Int8Graph | None = None
     # TensorRT adds int8 products in int32; what else runs the graph may have kernels that do not.
     int8 = replace(options.int8, pair_safe=any(target not in TENSORRT for target in targets))
     if options.precision in QUANTISED:
         with steps.step("calibration"):
-            cache = default_cache(folder.parent, options.model)
             make = quantise_fp8 if options.precision == "fp8" else quantise
-            quantised = make(source, int8, cache, tool_name(), steps.say)
+            quantised = make(source, int8, default_cache(folder.parent, options.model), tool_name(), steps.say)
     with steps.step("ranges"):
-        keep = _overflowing(source) if options.precision in ("fp16", *QUANTISED) else []
+        typing = Typing(source, sample_images(source))
+        typing.measure(options.precision)
     if options.precision == "auto" and quantised is not None:
         with steps.step("auto"):
             labels = (names, wnids)
-            quantised = mixed_precision(source, quantised, int8, options.auto, labels, keep, steps.say)
+            quantised = mixed_precision(source, quantised, int8, options.auto, labels, typing, steps.say)
     with steps.step("precision"):
-        typed = _typed_graph(source, quantised, options.precision, keep)
-        notes += quantised.notes if quantised else ()
-        if keep:
-            notes.append(f"{len(keep)} nodes stay float32, float16 would overflow: {', '.join(keep[:5])}")
+        # The rest of every quantised graph is typed alike.
+        typed = typing.typed(*(quantised.graph, "int8") if quantised else (source.graph, options.precision))
+        graph, float32 = typed.graph, list(typed.float32)
+        notes += [*(quantised.notes if quantised else ()), *typed.notes()]
+    with steps.step("graph check"):
+        gates = check_graph(source, options.precision, options.int8, graph, quantised, options.min_sqnr)
     # None for our own models: torch's exporter folded them
     steps.say(
-        f"graph: {_op_counts(typed)}"
+        f"graph: {_op_counts(graph)}"
         + (f" ({source.folded} batch norms folded by the passes)" if source.folded else "")
     )
 
     with replacing_folder(folder) as work:
-        onnx.save(typed, work / GRAPH)
+        onnx.save(graph, work / GRAPH)
         (work / LABELS).write_text("\n".join(names) + "\n", encoding="utf-8")
         if quantised is not None:
             write_cache(work / CACHE, quantised.cache)
         with steps.step("known answers"):
-            answers = known_answers(typed, options.precision, source.spec.crop, work)
-        plans = []
-        for target in targets:
-            with steps.step(target):
-                layers = quantised.quantised.nodes if quantised else ()
-                plans.append(build_target(target, work, options.precision, options.settings, layers, keep))
+            answers = known_answers(graph, options.precision, source.spec.crop, work)
+        build_one = partial(
+            build_target, precision=options.precision, settings=options.settings,
+            quantised_nodes=quantised.quantised.nodes if quantised else (), float32_nodes=float32,
+        )  # fmt: skip
+        plans, left_out = build_each(targets, named, work, build_one, steps)
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
-            graph=file_entry(work, GRAPH), inputs=_tensors(typed.graph.input), outputs=_tensors(typed.graph.output),
+            graph=file_entry(work, GRAPH), inputs=_tensors(graph.graph.input), outputs=_tensors(graph.graph.output),
             batch=options.settings.batch, preprocessing=source.spec.to_json(), labels=file_entry(work, LABELS),
-            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=keep, known_answers=answers,
-            notes=[*notes, *warnings(answers)],
+            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=float32, known_answers=answers,
+            notes=[*notes, *left_out, *warnings(answers)],
             calibration=quantised.record() if quantised else None,
             pair_safe=options.precision in ("int8", "auto") and int8.pair_safe,
         )  # fmt: skip
-        write_manifest(work, manifest)
         with steps.step("self-test"):
-            test_plans(work, manifest, folder, steps.say)
+
+            def check(plan: Plan) -> None:
+                test_plan(work, manifest, plan, folder, steps.say)
+                gates.plan(work, manifest, plan)
+
+            keep_passing(manifest, named, work, check, steps.say)
+            manifest.checks, manifest.notes = gates.checks, [*manifest.notes, *gates.notes]
+        write_manifest(work, manifest)
     return folder, manifest
 
 
-def _typed_graph(source: Source, quantised: Int8Graph | None, precision: str, keep: list[str]) -> onnx.ModelProto:
-    from engine_build.graph import check_step
-    from engine_build.precision import to_precision
+def _check(options: BuildOptions, named: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The targets to build, with notes on those that were left out; refuses now what would fail after the work."""
+    from engine_build.precision import PRECISIONS
 
-    if quantised is not None:  # the rest of every quantised graph is typed alike
-        return to_precision(quantised.graph, "int8", keep)
-    typed = to_precision(source.graph, precision, keep)
-    if precision == "fp16":  # ONNX Runtime has no bf16 convolution for CPUs
-        check_step("precision", typed, source.spec, source.reference, FP16_TOLERANCE)
-    return typed
+    known = dict.fromkeys((*PRECISIONS, *QUANTISED))
+    if options.precision not in known:
+        raise InputError(f"unknown precision {options.precision!r}; known: {', '.join(known)}")
+    targets, notes = resolve_targets(options.targets), list[str]()
+    if options.precision == "fp8":
+        targets, notes = fp8_targets(targets, named)
+    _refuse_to_replace(options.folder)
+    check_options(targets, options.precision, options.settings)
+    return targets, notes
 
 
 def _refuse_to_replace(folder: Path) -> None:
@@ -182,13 +189,6 @@ def resolve_targets(names: Sequence[str]) -> tuple[str, ...]:
 def default_cache(folder: Path, model: str) -> Path:
     """Where the calibration cache of a model is kept between builds: beside its bundles."""
     return folder / f"{model}.calibration"
-
-
-def _overflowing(source: Source) -> list[str]:
-    from engine_build.precision import overflowing_nodes
-    from engine_build.ranges import activation_ranges
-
-    return overflowing_nodes(source.graph, activation_ranges(source.graph, sample_images(source)))
 
 
 def sample_images(source: Source, count: int = RANGE_IMAGES) -> NDArray[np.uint8]:

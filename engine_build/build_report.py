@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,7 @@ def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
         "bundle": str(folder), "model": manifest.model.name, "precision": manifest.precision,
         "trained": manifest.model.trained, "weights": manifest.model.weights, "seconds": steps.seconds,
         "float32_nodes": manifest.float32_nodes, "notes": manifest.notes,
+        "checks": msgspec.to_builtins(manifest.checks),
         "plans": [
             {"target": p.target, "files": [f.file for f in p.files], "version": p.version, "seconds": p.seconds,
              "compute_capabilities": p.compute_capabilities, "gpu": p.gpu, "notes": p.notes,
@@ -60,6 +62,9 @@ def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
         if any(cells):
             table.add_row(label, *cells)
     out.print(table)
+    for check in manifest.checks:
+        what = f"the {check.precision} graph as written" if check.target == "graph" else check.target
+        out.print(f"check: {what} against the {check.against}: {check}", markup=False)
     out.print("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()), markup=False)
     for plan in manifest.plans:
         if plan.compute_capabilities and plan.gpu is None:

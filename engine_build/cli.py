@@ -81,6 +81,7 @@ def build(
     max_drop: o.MaxDropOption = DEFAULT_MAX_DROP,
     budget_data: o.BudgetDataOption = None,
     budget_images: o.BudgetImagesOption = DEFAULT_BUDGET_IMAGES,
+    min_sqnr: o.MinSqnrOption = None,
     num_classes: o.ClassesOption = None,
     width: o.WidthOption = None,
     resize: o.ResizeOption = None,
@@ -138,6 +139,7 @@ def build(
         settings=settings,
         int8=int8,
         auto=AutoOptions(max_drop, tuple(budget_data or ()), budget_images),
+        min_sqnr=min_sqnr,
     )
     steps = Steps(say=_say)
     folder, manifest = run(options, steps)

@@ -50,6 +50,13 @@ BudgetDataOption = Annotated[
 BudgetImagesOption = Annotated[
     int, typer.Option(min=1, help="For auto: how many of them at most, classes as even as they allow.")
 ]
+MinSqnrOption = Annotated[
+    float | None,
+    typer.Option(
+        help="dB of float32's logits that the typed graph must keep, or the build fails; None: by precision, "
+        "docs/gates.md."
+    ),
+]
 
 
 def calibration_request(

@@ -34,7 +34,9 @@ from calibration.tensors import (
     residual_choice,
     residual_inputs,
 )
+from engine_build.float16 import FLOAT16_LEAST, FLOAT16_MAX
 from engine_build.int8 import Int8Graph, Int8Options, find_cache
+from engine_build.opsets import raised
 from engine_build.quantise import Quantised
 from engine_build.source import Source
 from infer.cuda.gpus import find_gpus
@@ -48,8 +50,6 @@ OPSET = 19
 OLDEST_GPU = 8.9
 _LARGEST_WINDOW = 32
 _KIND = ml_dtypes.float8_e4m3fn
-# Scales are float16: no smaller than its smallest normal number, 2^-14, below which it loses bits.
-_LEAST_SCALE, _MOST_SCALE = 2.0**-14, 65504.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def insert_fp8(
         residual: inputs of residual additions to quantise: ``identity``, ``none`` or ``both``.
         exclude: nodes to leave in floating point.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    work = onnx.ModelProto()
-    work.CopyFrom(model if opset >= OPSET else onnx.version_converter.convert_version(model, OPSET))
+    work = raised(model, OPSET)
     work.ir_version = max(work.ir_version, 9)  # the first with fp8
     index = Index(work)
     chosen, skipped = _choose(index, amax, exclude)
@@ -138,11 +136,15 @@ def _choose(
 
 
 def fp8_scale(amax: ArrayLike) -> NDArray[np.float32]:
-    """The smallest float16 scale with which ``amax`` does not exceed :data:`LARGEST`, as float32, in its shape."""
-    wanted = np.clip(np.asarray(amax, np.float64) / LARGEST, _LEAST_SCALE, _MOST_SCALE)
-    nearest = wanted.astype(np.float16)
-    above = np.nextafter(nearest, np.float16(np.inf))
-    return np.where(nearest < wanted, above, nearest).astype(np.float32)
+    """The smallest scale with which ``amax`` does not exceed :data:`LARGEST`, as float32, in its shape: a float16 where
+    that is a normal number. For nothing but zeros every scale does: the smallest normal float16."""
+    wanted = np.asarray(amax, np.float64) / LARGEST
+    with np.errstate(over="ignore"):
+        nearest = wanted.astype(np.float16)
+        half = np.where(nearest < wanted, np.nextafter(nearest, np.float16(np.inf)), nearest).astype(np.float32)
+    exact = np.nextafter(wanted.astype(np.float32), np.float32(np.inf))  # the division may have rounded down
+    scale = np.where((half >= FLOAT16_LEAST) & (half <= FLOAT16_MAX), half, exact)
+    return np.where(wanted > 0, scale, np.float32(FLOAT16_LEAST)).astype(np.float32)
 
 
 def quantise_weights(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[Any], NDArray[np.float32]]:

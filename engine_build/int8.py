@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from calibration.cache import CalibrationCache, Coverage, check_matches, read_cache, write_cache
 from calibration.onnx_index import Index
 from calibration.run import Request, calibrate, choose_images, graph_sha256
-from calibration.tensors import activation_tensors
+from calibration.tensors import activation_tensors, floating_products, quantisable_nodes
 from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.quantise import Placement, Quantised, insert_qdq, layer_scales
 from engine_build.rounding import IMAGES, RoundedLayers, round_layers
@@ -28,6 +28,7 @@ from infer.preprocess import Preprocessing
 from infer.progress import progress
 
 SHIPPED = "iresnet50_fashion"
+_NAMED = 3
 ROUNDINGS = ("moments", "nearest")
 UNTRAINED_IMAGES = 64
 
@@ -117,7 +118,15 @@ def quantise(
         source.graph, cache.amax(), options.placement, options.exclude,
         pair_safe=options.pair_safe, rounded=rounded.weights,
     )  # fmt: skip
+    if formless := floating_products(Index(source.graph)):
+        notes.append(
+            f"{len(formless)} convolutions and products have no int8 form and stay floating point: {_named(formless)}"
+        )
     return Int8Graph(graph, quantised, cache, fit, tuple(notes), rounded)
+
+
+def _named(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:_NAMED])
 
 
 def _rounded(
@@ -174,8 +183,12 @@ def find_cache(
     as :func:`make_cache`.
 
     Raises:
-        InputError: none applies; says what to pass.
+        InputError: none applies; says what to pass. Or no layer of the graph can be quantised.
     """
+    index = Index(source.graph)
+    if not quantisable_nodes(index):
+        floating = _named(floating_products(index)) or "no convolution or product"
+        raise InputError(f"expected a layer that can be quantised, found none: {floating}; build fp16 or fp32")
     request = options.calibration
     if options.cache is not None:
         cache = read_cache(options.cache)

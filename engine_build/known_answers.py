@@ -20,7 +20,7 @@ from engine_build.as_written import as_written, emulated, engine_name
 from engine_build.graph import Logits
 from engine_build.synthetic import varied_images
 from infer.backends import availability, open_backend
-from infer.bundle import KnownAnswers, Manifest, file_entry
+from infer.bundle import KnownAnswers, Manifest, Plan, file_entry
 from infer.checks_passed import describe
 from infer.errors import BuildError, KnownAnswersError
 from infer.known_answers import FILE, TELLING_DB, Answers, write_answers
@@ -37,8 +37,8 @@ _FINEST = 256
 # between a kernel and the next quantiser does not: it was never worse than float16's noise.
 _ROUNDOFF = {"bf16": 2.0**-8}
 _ROUNDOFF_OF_OTHERS = 2.0**-11
-# No plan is asked for more, in dB.
-_CAPS = {"fp32": 50.0, "fp16": 35.0, "bf16": 22.0, "int8": 20.0, "auto": 20.0, "fp8": 20.0}
+#: No plan is asked for more, in dB.
+CAPS = {"fp32": 50.0, "fp16": 35.0, "bf16": 22.0, "int8": 20.0, "auto": 20.0, "fp8": 20.0}
 _ROOM = 6.0
 _FACTORS = "noise"
 _PERIOD = 1 << 20
@@ -66,8 +66,8 @@ def known_answers(typed: onnx.ModelProto, precision: str, side: int, folder: Pat
             f"the {precision} graph gives NaN or infinite logits for ordinary pictures; use another precision"
         )
     write_answers(folder, Answers(images, logits))
-    cost = rounding_cost(plain, images, logits, _ROUNDOFF.get(precision, _ROUNDOFF_OF_OTHERS))
-    floor = _CAPS[precision] if cost is None else min(_CAPS[precision], max(0.0, cost - _ROOM))
+    cost = rounding_cost(plain, images, logits, roundoff(precision))
+    floor = CAPS[precision] if cost is None else min(CAPS[precision], max(0.0, cost - _ROOM))
     entry = file_entry(folder, FILE)
     return KnownAnswers(file=entry, images=IMAGES, engine=engine_name(), rounding_db=cost, floor_db=floor)
 
@@ -82,27 +82,28 @@ def warnings(answers: KnownAnswers) -> list[str]:
     ]
 
 
-def test_plans(work: Path, manifest: Manifest, folder: Path, say: Callable[[str], None]) -> None:
-    """Open every plan of a bundle that runs here, which checks its known answers.
+def test_plan(work: Path, manifest: Manifest, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
+    """Open a plan of a bundle, where it runs here, which checks its known answers.
 
     Args:
         work: the bundle under construction.
         manifest: its manifest.
+        plan: one of its plans.
         folder: what it is going to be called.
         say: called with one line for people.
 
     Raises:
-        KnownAnswersError: a plan computes something else than the graph.
+        KnownAnswersError: the plan computes something else than the graph.
     """
-    for plan in manifest.plans:
-        if availability(plan.target) is None:
-            test = SelfTest(work, manifest, "always")
-            try:
-                open_backend(work, manifest, plan.target, test=test).close()
-            except KnownAnswersError as error:
-                raise KnownAnswersError(str(error).replace(str(work), str(folder))) from error
-            for found in test.checked:
-                say(f"known answers on {plan.target}: {describe(found)}")
+    if availability(plan.target) is not None:
+        return
+    test = SelfTest(work, manifest, "always")
+    try:
+        open_backend(work, manifest, plan.target, test=test).close()
+    except KnownAnswersError as error:
+        raise KnownAnswersError(str(error).replace(str(work), str(folder))) from error
+    for found in test.checked:
+        say(f"known answers on {plan.target}: {describe(found)}")
 
 
 def answer_images(side: int) -> NDArray[np.uint8]:
@@ -110,6 +111,11 @@ def answer_images(side: int) -> NDArray[np.uint8]:
     block = -(-side // _FINEST)
     small = varied_images(IMAGES, -(-side // block), _SEED)
     return np.ascontiguousarray(small.repeat(block, axis=1).repeat(block, axis=2)[:, :side, :side])
+
+
+def roundoff(precision: str) -> float:
+    """Largest relative error of one rounding of what is not integers in a plan of ``precision``."""
+    return _ROUNDOFF.get(precision, _ROUNDOFF_OF_OTHERS)
 
 
 def rounding_cost(

@@ -6,14 +6,17 @@ softmax and all inputs and outputs stay float32 at every precision.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index
+from engine_build.float16 import BOUNDS, FLOAT16_MAX
 from engine_build.names import CLASSES, EPILOGUE, LOGITS, PROLOGUE, SCORES
+from engine_build.neighbours import with_neighbours
+from engine_build.opsets import has_own_type, opset_for, opset_of, raised
 from engine_build.shapes import infer_shapes
 from infer.errors import InputError
 
@@ -21,41 +24,24 @@ FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": T
 # What the rest of an int8 graph computes in: halves the traffic between int8 kernels, which write floating point.
 REST_OF_INT8 = "fp16"
 PRECISIONS = (*FLOAT_TYPES, "int8")
-FLOAT16_MAX = 65504.0
-# Ranges come from sample images; another image may exceed them. Twice the range is still allowed for.
-MARGIN = 2.0
-BFLOAT16_OPSET = 22  # the first in which Conv and the pools accept bfloat16
 
-# Inputs that ONNX allows as float32 only, by position: the factors of a Resize.
-_ALWAYS_FLOAT32 = {"Resize": (2,)}
+#: Nodes of every graph that are float32 at every precision.
+ALWAYS_FLOAT32 = (*PROLOGUE, *EPILOGUE)
+_LARGEST = {
+    TensorProto.FLOAT16: FLOAT16_MAX,
+    TensorProto.BFLOAT16: (2 - 2.0**-7) * 2.0**127,
+}
 
 
-def overflowing_nodes(model: onnx.ModelProto, amax: Mapping[str, float]) -> list[str]:
-    """Names of the nodes that float16 could not hold.
+def kind_of(precision: str) -> int:
+    """Element type of the floats of a graph of ``precision``.
 
-    A node counts when a tensor it reads or writes may exceed the largest float16, with a margin of two, or when
-    one of its constants does.
-
-    Args:
-        model: the float32 graph.
-        amax: largest magnitude seen in each activation tensor.
+    Raises:
+        InputError: unknown precision.
     """
-    index = Index(model)
-    limit = FLOAT16_MAX / MARGIN
-    found = []
-    for node in model.graph.node:
-        if node.name in (*PROLOGUE, *EPILOGUE):
-            continue
-        activations = max((amax.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
-        constants = max((_amax(index, name) for name in node.input if name in index.constants), default=0.0)
-        if activations > limit or constants > FLOAT16_MAX:
-            found.append(node.name)
-    return found
-
-
-def _amax(index: Index, name: str) -> float:
-    value = index.value(name)
-    return float(np.abs(value).max()) if value.dtype == np.float32 and value.size else 0.0
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    return FLOAT_TYPES[REST_OF_INT8 if precision == "int8" else precision]
 
 
 def to_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -65,25 +51,23 @@ def to_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] =
         model: graph with the input and outputs of :func:`engine_build.graph.prepare`.
         precision: ``fp32``, ``fp16`` or ``bf16``; ``int8`` for a graph that has its Q/DQ pairs and whose rest becomes
             fp16. Scales take the type of their tensors; integers stay.
-        keep: names of nodes that stay float32, besides normalisation and softmax.
+        keep: names of nodes that stay float32, besides normalisation and softmax. So do operators that no opset has
+            in that type. Q/DQ pairs have the type of their readers.
+
+    Returns:
+        A graph in an opset in which it is valid: its own, or the first that has every type it uses.
 
     Raises:
         InputError: unknown precision.
+        GraphError: ONNX cannot convert the graph to that opset.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    typed = onnx.ModelProto()
-    typed.CopyFrom(model)
-    if precision != "fp32":
-        kind = FLOAT_TYPES[REST_OF_INT8 if precision == "int8" else precision]
-        _Caster(typed, kind, {*keep, *PROLOGUE, *EPILOGUE}).run()
-    if precision == "bf16" and _opset(typed) < BFLOAT16_OPSET:
-        typed = onnx.version_converter.convert_version(typed, BFLOAT16_OPSET)
+    kind = kind_of(precision)
+    if kind == TensorProto.FLOAT:
+        return raised(model, 0)
+    opset, without = opset_for(model, value_types(model), kind, {*keep, *ALWAYS_FLOAT32})
+    typed = raised(model, opset)
+    _Caster(typed, kind, with_neighbours(typed, {*keep, *without, *ALWAYS_FLOAT32})).run()
     return typed
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 class _Caster:
@@ -91,7 +75,7 @@ class _Caster:
 
     def __init__(self, model: onnx.ModelProto, kind: int, keep: Collection[str]) -> None:
         self.index = Index(model)
-        self.kind, self.keep = kind, keep
+        self.kind, self.keep, self.opset = kind, keep, opset_of(model)
         self.types = value_types(model)
         self.casts: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -99,10 +83,12 @@ class _Caster:
     def run(self) -> None:
         for node in list(self.index.graph.node):
             kind = TensorProto.FLOAT if node.name in self.keep else self.kind
-            fixed = _ALWAYS_FLOAT32.get(node.op_type, ())
             floats = [i for i, name in enumerate(node.input) if self.types.get(name) in FLOAT_TYPES.values()]
+            if floats and kind != TensorProto.FLOAT and node.op_type in BOUNDS:
+                floats = self._bound(node, kind)
             for position in floats:
-                node.input[position] = self._as(node.input[position], TensorProto.FLOAT if position in fixed else kind)
+                own = has_own_type(node, position, self.opset)
+                node.input[position] = self._as(node.input[position], TensorProto.FLOAT if own else kind)
             self.nodes.append(node)
             if kind == TensorProto.FLOAT or node.op_type == "Cast" or not floats:
                 continue  # a node that reads no floats (ConstantOfShape) writes the type that it is told to
@@ -113,6 +99,21 @@ class _Caster:
                         self._restore_output(node, position, kind)
         del self.index.graph.value_info[:]
         self.index.set_nodes(self.nodes)
+
+    def _bound(self, node: onnx.NodeProto, kind: int) -> list[int]:
+        """Give a Clip both bounds, none beyond the largest number of ``kind``; the positions of its floats.
+
+        For a bound that is missing TensorRT takes the largest float32, which float16 does not have.
+        """
+        node.input.extend([""] * (3 - len(node.input)))
+        for position, sign in zip(BOUNDS[node.op_type], (-1, 1), strict=True):
+            name, limit = node.input[position], np.float32(_LARGEST[kind])
+            if name and (name not in self.index.constants or np.abs(self.index.value(name)) <= limit):
+                continue
+            bound = np.clip(self.index.value(name) if name else np.array(sign * limit), -limit, limit)
+            node.input[position] = self.index.set_constant(f"{node.name}.{'lower' if sign < 0 else 'upper'}", bound)
+            self.types[node.input[position]] = TensorProto.FLOAT
+        return [0, *BOUNDS[node.op_type]]
 
     def _as(self, name: str, kind: int) -> str:
         """``name`` as a tensor of ``kind``: itself, a converted constant, or the result of one shared Cast."""

@@ -11,19 +11,13 @@ from onnx import helper
 _LARGEST_VALUE = 1024
 
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
-    """ONNX shape inference on ``model`` less its weights: ONNX copies the model twice otherwise, a second at 250 MB.
-
-    Returns:
-        A graph for looking at, with ``value_info`` of every tensor; weights stand among its inputs.
-
-    Raises:
-        onnx.shape_inference.InferenceError: types or shapes contradict each other.
-    """
-    graph = onnx.GraphProto(name=model.graph.name)
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with its weights among the inputs: ONNX copies a model several times, a second at 250 MB."""
+    graph = onnx.GraphProto(name=model.graph.name or "graph")
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
     known = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= _LARGEST_VALUE:
@@ -33,4 +27,16 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
     light = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
-    return onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
+    return light
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
+    """ONNX shape inference on :func:`without_weights`.
+
+    Returns:
+        A graph for looking at, with ``value_info`` of every tensor; weights stand among its inputs.
+
+    Raises:
+        onnx.shape_inference.InferenceError: types or shapes contradict each other.
+    """
+    return onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True, data_prop=True).graph

@@ -31,7 +31,7 @@ _LOWEST = 128
 
 
 def shift_of(group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
-    """Scale of the tensors of a group and by how much they are moved down, both exact in float16."""
+    """Scale of the tensors of a group and by how much they are moved down; as :func:`half_scale` rounds them."""
     scale = float(half_scale(np.float32(amax[group.tensors[0]] / SHIFTED_STEPS)))
     return scale, _LOWEST * scale
 
@@ -48,8 +48,6 @@ def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> t
     relu = next(node for node in index.graph.node if node.name == group.relu)
     relu.op_type = "Clip"
     relu.input.append(index.set_constant(f"{relu.name}.lower", np.array(-offset, np.float32)))
-    # Without an upper bound TensorRT takes the largest float32, which float16 does not have.
-    relu.input.append(index.set_constant(f"{relu.name}.upper", np.array(np.finfo(np.float16).max, np.float32)))
     _lower(index, relu, offset)
     for node in [node for node in index.graph.node if node.name in group.branches]:
         add_to_bias(index, node, np.full(index.constants[node.input[1]].dims[0], offset))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_build.float16 import FLOAT16_LEAST, FLOAT16_MAX
 from engine_build.pairs import LIMIT, Pairs, clamp_pairs, pair_orders, window
 from infer.errors import InputError
 
@@ -49,7 +50,7 @@ def quantise_weights(
         pair_safe: no two neighbouring weights may overflow int16, see :mod:`engine_build.pairs`.
 
     Returns:
-        Integers in -127..127 of the shape of ``weight``, and scales float32 ``[channels]`` that are exact in float16.
+        Integers in -127..127 of the shape of ``weight``, and scales float32 ``[channels]``, see :func:`half_scale`.
     """
     rows = weight_rows(weight, axis)
     orders = pair_orders(*window(weight.shape, axis)) if pair_safe else []
@@ -69,7 +70,7 @@ def from_rows(rows: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[
 
 
 def weight_scale(rows: NDArray[np.float32], orders: list[Pairs], method: str = "mse") -> NDArray[np.float32]:
-    """The scale of each row of ``[channels, K]``, float32 exact in float16; see :func:`quantise_weights`.
+    """The scale of each row of ``[channels, K]``, float32; see :func:`quantise_weights`.
 
     Raises:
         InputError: unknown method.
@@ -123,6 +124,13 @@ def _least_squares(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np
 
 
 def half_scale(scale: NDArray[Any] | np.floating[Any]) -> NDArray[np.float32]:
-    """``scale`` rounded to the nearest positive float16 value, as float32."""
-    tiny = np.finfo(np.float16).smallest_subnormal
-    return np.maximum(np.asarray(scale).astype(np.float16), tiny).astype(np.float32)
+    """``scale`` rounded to the nearest float16 where that is a normal number, else as it is; float32, its shape.
+
+    What float16 cannot hold without loss stays float32 in the finished graph too (:mod:`engine_build.float16`). A scale
+    of 0 belongs to nothing but zeros, for which every scale does: it becomes the smallest normal float16.
+    """
+    exact = np.asarray(scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = exact.astype(np.float16).astype(np.float32)
+    normal = (half >= FLOAT16_LEAST) & (half <= FLOAT16_MAX)
+    return np.where(exact > 0, np.where(normal, half, exact), np.float32(FLOAT16_LEAST)).astype(np.float32)

@@ -79,7 +79,7 @@ def _print_checks(reports: list[TargetReport]) -> None:
         if report.unavailable is not None:
             print(f"known answers on {report.target}: not checked, it does not run here")
         for checked in report.checked:
-            print(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s")
+            print(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s, {checked.device}")
         if report.error is not None:
             print(f"known answers on {report.target}: FAILED: {report.error}")
 
@@ -110,6 +110,8 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         if built_with := plan.audit.get("summary", {}).get("instruction_set"):
             where = f"built where its kernels were {built_with}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
+    for check in manifest.checks:
+        table.add_row(f"{check.target} at the build", f"against the {check.against}: {check}, {check.engine}")
     if (answers := manifest.known_answers) is None:
         table.add_row("known answers", "none: what this bundle computes cannot be checked")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def build_target(
     precision: str,
     settings: BuildSettings,
     quantised_nodes: Sequence[str] = (),
-    float32_nodes: Sequence[str] = (),
+    float32_nodes: Collection[str] = (),
 ) -> Plan:
     """Build ``folder/model.onnx`` for ``target``; the files go into ``folder``.
 
@@ -68,22 +68,27 @@ def build_target(
         precision: of the graph.
         settings: options.
         quantised_nodes: Conv and Gemm nodes that must run in fp8 where that is the ``precision``, else in int8.
-        float32_nodes: that the graph keeps in float32.
+        float32_nodes: nodes whose floats must be float32.
 
     Raises:
-        BuildError: the target refuses the graph, or one of ``quantised_nodes`` silently stayed floating point.
+        BuildError: the target refuses the graph, or silently runs one of the nodes in another type.
     """
     if target == "openvino":
         from engine_build.targets.openvino import build_openvino
 
         return build_openvino(folder / GRAPH, folder, precision, quantised_nodes, float32_nodes)
-    return _build_tensorrt(target, folder, precision, settings, quantised_nodes)
+    return _build_tensorrt(target, folder, precision, settings, quantised_nodes, float32_nodes)
 
 
 def _build_tensorrt(
-    target: str, folder: Path, precision: str, settings: BuildSettings, quantised_nodes: Sequence[str]
+    target: str,
+    folder: Path,
+    precision: str,
+    settings: BuildSettings,
+    quantised_nodes: Sequence[str],
+    float32_nodes: Collection[str],
 ) -> Plan:
-    from engine_build.audit import PlanAudit, require_precision
+    from engine_build.audit import PlanAudit, require_float32, require_precision
     from engine_build.targets.tensorrt import build_plan
     from engine_build.targets.trt_request import BatchProfile as PlanProfile
     from engine_build.targets.trt_request import PlanRequest
@@ -99,9 +104,11 @@ def _build_tensorrt(
     )  # fmt: skip
 
     def gate(audit: PlanAudit) -> None:
-        require_precision(audit, quantised_nodes, "fp8" if precision == "fp8" else "int8")
+        if quantised_nodes:
+            require_precision(audit, quantised_nodes, "fp8" if precision == "fp8" else "int8")
+        require_float32(audit, float32_nodes)
 
-    built = build_plan(target, request, settings.progress, gate if quantised_nodes else None)
+    built = build_plan(target, request, settings.progress, gate)
     return Plan(
         target=target, files=[file_entry(folder, name)], version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,

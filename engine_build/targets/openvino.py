@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from infer.errors import BuildError, TargetUnavailableError
 
 XML, BIN = "openvino.xml", "openvino.bin"
 _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
-# OpenVINO's reader splits a Conv or Gemm with a bias in two; its int8 passes call a MatMul after its factor.
-_PARTS = ("/WithoutBiases", "/DequantizationMultiply")
+# OpenVINO's reader splits a Conv or Gemm with a bias in two; its int8 passes put a factor behind a product.
+_SPLIT_BIAS, _FACTOR = "/WithoutBiases", "/DequantizationMultiply"
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
 # given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
@@ -25,7 +25,7 @@ _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16", "auto": 
 
 
 def build_openvino(
-    graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = (), float32_nodes: Sequence[str] = ()
+    graph: Path, folder: Path, precision: str, int8_nodes: Sequence[str] = (), float32_nodes: Collection[str] = ()
 ) -> Plan:
     """Write ``openvino.xml`` and ``.bin`` into ``folder``, compile them once and read back what runs.
 
@@ -34,8 +34,7 @@ def build_openvino(
         folder: the bundle under construction.
         precision: of the graph.
         int8_nodes: Conv, Gemm and MatMul nodes that must run in int8.
-        float32_nodes: that float16 could not hold: where there are any, nothing runs in float16, since OpenVINO would
-            compute them in it too.
+        float32_nodes: nodes whose floats must be float32.
 
     Raises:
         BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
@@ -50,9 +49,7 @@ def build_openvino(
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot read {graph.name}: {str(error).strip().splitlines()[-1][:300]}") from error
     openvino.save_model(model, folder / XML, compress_to_fp16=False)
-    hint, notes = inference_precision(core, precision)
-    if hint == "f16" and float32_nodes:
-        hint, notes = "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
+    hint, notes = inference_precision(core, precision, float32_nodes)
     options = {"INFERENCE_PRECISION_HINT": hint}
     try:
         backend = OpenVINOBackend(folder / XML, options, folder / CACHE_FOLDER)
@@ -81,9 +78,15 @@ def build_openvino(
     )
 
 
-def inference_precision(core: Any, precision: str) -> tuple[str, list[str]]:
-    """``(INFERENCE_PRECISION_HINT, notes)`` for a graph of ``precision`` on this CPU."""
+def inference_precision(core: Any, precision: str, float32_nodes: Collection[str] = ()) -> tuple[str, list[str]]:
+    """``(INFERENCE_PRECISION_HINT, notes)`` for a graph of ``precision`` on this CPU.
+
+    With the hint f16 OpenVINO computes every node in float16, also those that are float32 in the graph. bfloat16 has
+    the range of float32.
+    """
     hint = _HINTS[precision]
+    if hint == "f16" and float32_nodes:
+        return "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
     if computes_in(core, hint):
         return hint, []
     if precision == "int8":
@@ -97,10 +100,15 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
     OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
     which primitive; the ONNX node is its ``originalLayersNames``. The last node of a graph goes by its output there:
     ``results`` has the node of each, see :func:`engine_build.targets.onnx_nodes.mac_results`.
+
+    Small matrix products one behind the other become one ``Subgraph``. What it is said to compute in is what it
+    writes; a product of it whose factors stand behind it (``DequantizationMultiply``) multiplies integers.
     """
+    results = results or {}
     types: Counter[str] = Counter()
     precisions: Counter[str] = Counter()
     nodes: dict[str, str] = {}
+    inner: dict[str, str] = {}
     primitives: Counter[str] = Counter()
     for op in runtime.get_ordered_ops():
         info = {key: str(value.astype(str)) for key, value in op.get_rt_info().items()}
@@ -110,12 +118,15 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
         precision = _NAMES.get(info.get("runtimePrecision", "?").lower(), info.get("runtimePrecision", "?"))
         types[kind] += 1
         precisions[precision] += 1
+        parts = info.get("originalLayersNames", op.get_friendly_name()).split(",")
         if kind in MULTIPLYING:
-            name = info.get("originalLayersNames", op.get_friendly_name()).split(",")[0]
-            for part in _PARTS:
-                name = name.split(part)[0]
-            nodes[(results or {}).get(name, name)] = precision
+            nodes[_node(parts[0], results)] = precision
             primitives[info.get("primitiveType", "?")] += 1
+        elif kind == "Subgraph":
+            found = dict.fromkeys(_node(part, results) for part in parts)
+            integers = {_node(part, results) for part in parts if part.endswith(_FACTOR)}
+            inner |= {name: "int8" if name in integers else precision for name in found if name in results.values()}
+    nodes = inner | nodes  # a subgraph may hold the bias of a product that stands outside of it
     summary = {
         "layers": types.total(),
         "kernels": types.total(),
@@ -128,3 +139,9 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
         "engine_bytes": engine_bytes,
     }
     return {"format": 1, "summary": summary, "node_precisions": nodes}
+
+
+def _node(name: str, results: Mapping[str, str]) -> str:
+    """The ONNX node of an operation of OpenVINO's."""
+    name = name.removesuffix(_FACTOR).removesuffix(_SPLIT_BIAS)
+    return results.get(name, name)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from engine_build.audit import PlanAudit
 from engine_build.targets import trt_timing_cache
 from engine_build.targets.onnx_nodes import mac_nodes, uses_fp8
+from engine_build.targets.trt_capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
 from engine_build.targets.trt_layers import assign_nodes, parse_layers
 from engine_build.targets.trt_logging import make_logger, parser_errors
 from engine_build.targets.trt_module import RTX, TARGETS, availability, load_module
 from engine_build.targets.trt_progress import Report, interruptible, make_monitor, progress_bar
-from engine_build.targets.trt_request import BatchProfile, BuiltPlan, PlanRequest, parse_capability
+from engine_build.targets.trt_request import BatchProfile, BuiltPlan, PlanRequest
 from infer.cuda.gpus import find_gpus
 from infer.errors import BuildError, InputError, TargetUnavailableError
 from infer.files import replacing
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 __all__ = ["TARGETS", "BatchProfile", "BuiltPlan", "PlanRequest", "availability", "build_plan"]
-
-# TensorRT-RTX compiles for Turing (7.5) too, but then knows neither fp32 matrix products nor int8 kernels, for any GPU
-# of the list. fp8 arithmetic came with Ada (8.9).
-_OLDEST_CAPABILITY = 80
-_OLDEST_FP8_CAPABILITY = 89
 
 _ADVICE = (
     (r"workspace limit", "Give it more workspace, or none for all the memory there is"),
@@ -188,27 +184,14 @@ class _Build:
 
     def _set_capabilities(self, config: Any, fp8: bool) -> None:
         """Set the GPUs of a TensorRT-RTX plan. Compute capability 8.6 is the constant ``SM86``."""
-        constants = self._trt.ComputeCapability.__members__
-        numbers = sorted(int(name[2:]) for name in constants if re.fullmatch(r"SM\d+", name))
-        known = {f"{number // 10}.{number % 10}": constants[f"SM{number}"] for number in numbers}
+        known = known_capabilities(self._trt)
         wanted = self._request.compute_capabilities
         if wanted is None:
-            oldest = _OLDEST_FP8_CAPABILITY if fp8 else _OLDEST_CAPABILITY
+            oldest = OLDEST_FP8 if fp8 else OLDEST_INT8
             wanted = tuple(number for number in known if int(number.replace(".", "")) >= oldest)
-        chosen = tuple(dict.fromkeys(parse_capability(text) for text in wanted))
+        chosen, self.capabilities = choose(known, wanted, self._name)
         if chosen == ("current",):
-            gpus, missing = find_gpus()
-            if not gpus:
-                raise InputError(f"compute capability current: {missing}; name the GPUs to build for, for example 8.9")
-            known["current"] = constants["CURRENT"]
-            self.capabilities = (gpus[0].compute_capability,)
-        elif chosen and all(number in known for number in chosen):
-            self.capabilities = chosen
-        else:
-            raise InputError(
-                f"compute capabilities: {self._name} builds for {', '.join(known)}, or for current alone, "
-                f"found {', '.join(wanted) or 'none'}; other GPUs need the target tensorrt"
-            )
+            known["current"] = self._trt.ComputeCapability.CURRENT
         config.num_compute_capabilities = len(chosen)
         for index, number in enumerate(chosen):
             if not config.set_compute_capability(known[number], index):

@@ -10,6 +10,7 @@ do not.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 # As kernels are named, the best first. oneDNN's own names are what ONEDNN_MAX_CPU_ISA takes.
@@ -25,9 +26,10 @@ UNKNOWN = "unknown"
 def instruction_set(primitives: Iterable[str], requirements: str = "") -> str:
     """The instruction set of the multiplying kernels: ``amx``, ``avx512_vnni``, ``avx512``, ``avx2_vnni``, ``avx2`` ...
 
-    Of the int8 kernels where there are any, else of all. Where they are of several, all of them, joined by ``+``, the
-    most frequent first: ``avx512_vnni+amx``. A kernel whose name holds none (``jit_gemm_I8``, ``ref_any``) is generated
-    for the best that OpenVINO compiles for here, and counts where no other does.
+    Of the int8 kernels where there are any; else of all, and then nothing is said of VNNI. Where they are of several,
+    all of them, joined by ``+``, the most frequent first: ``avx512_vnni+amx``. A kernel whose name holds none
+    (``jit_gemm_I8``, ``ref_any``) is generated for the best that OpenVINO compiles for here, and counts where no other
+    does.
 
     Args:
         primitives: ``primitiveType`` of each convolution and matrix product of the runtime graph.
@@ -35,18 +37,14 @@ def instruction_set(primitives: Iterable[str], requirements: str = "") -> str:
             ``avx512?`` and ``avx2?`` leave open whether VNNI is there.
     """
     names = list(primitives)
-    names = [name for name in names if _INT8.search(name)] or names
-    found: dict[str, int] = {}
-    for name in names:
-        if (family := _family(name.lower().split("_"))) is not None:
-            found[family] = found.get(family, 0) + 1
+    int8 = [name for name in names if _INT8.search(name)]
     match = _ISA.search(requirements)
     isa = match.group(1) if match else ""
-    if not found and (family := _family(_words(isa))) is not None:
-        found[family] = 1
-    vnni = ("_vnni" if _VNNI.search(isa) else "") if isa else "?"
-    ordered = sorted(found, key=lambda family: -found[family])
-    return "+".join(f"{family}{vnni if family in _WITH_VNNI else ''}" for family in ordered) or UNKNOWN
+    counts = Counter(_family(name.lower().split("_")) for name in int8 or names)
+    named = [family for family, _ in counts.most_common() if family is not None]
+    suffix = _vnni(isa) if int8 else ""
+    found = [f"{name}{suffix if name in _WITH_VNNI else ''}" for name in named or [_family(_words(isa)) or UNKNOWN]]
+    return "+".join(found)
 
 
 def adds_in_int16(instructions: str) -> bool:
@@ -55,6 +53,12 @@ def adds_in_int16(instructions: str) -> bool:
     x86 without VNNI multiplies with ``vpmaddubsw`` (docs/int8.md). Where the set is not known, no.
     """
     return any(part in _INT16_SUMS for part in instructions.split("+"))
+
+
+def _vnni(isa: str) -> str:
+    if not isa:
+        return "?"
+    return "_vnni" if _VNNI.search(isa) else ""
 
 
 def _family(words: Iterable[str]) -> str | None:

@@ -129,3 +129,12 @@ def test_progress_counts_images():
     seen = []
     collect_moments(graph, [pictures(1), pictures(1, 5)], layers, seen.append)
     assert seen == [1, 1]
+
+
+def test_of_many_rows_of_a_product_some_are_taken_as_of_a_convolution():
+    layer = LayerInput("tokens", 1.0)
+    values = np.arange(3000, dtype=np.float32).reshape(1, 1000, 3) % 100
+    places = module._Places(np.zeros((1, 4, 4, 3), np.uint8))
+    rows = layer.rows(values, places)
+    assert rows.shape == (module.ROWS, 1, 3)
+    assert np.array_equal(rows[:, 0], values[0, places(1000)])

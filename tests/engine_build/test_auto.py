@@ -15,14 +15,16 @@ from calibration.cache import read_cache
 from calibration.onnx_index import Index
 from calibration.run import Request
 from calibration.sensitivity import logit_errors, roundings
+from engine_build import auto as auto_module
 from engine_build import budget as budget_module
-from engine_build.auto import AutoOptions, least, mixed_precision, order, tied_layers
+from engine_build.auto import AutoOptions, least, order, tied_layers
 from engine_build.budget import split_images
 from engine_build.build import BuildOptions, build
 from engine_build.cli import app
 from engine_build.int8 import Int8Options, quantise
 from engine_build.quantise import Placement, insert_qdq
 from engine_build.source import SourceOptions, Steps, load_source
+from engine_build.typed_graph import Typing
 from infer.bundle import read_manifest
 from infer.errors import AccuracyError, InputError
 
@@ -87,10 +89,14 @@ def int8(source, options, tmp_path_factory):
     return quantise(source, options, tmp_path_factory.mktemp("cache") / "c", "tool", print)
 
 
+def mixed_precision(source, int8, options, auto, labels, say=lambda line: None):
+    return auto_module.mixed_precision(source, int8, options, auto, labels, Typing(source, pictures(8)), say)
+
+
 @pytest.fixture(scope="module")
 def mixed(source, int8, options):
     said = []
-    found = mixed_precision(source, int8, options, AutoOptions(10.0), LABELS, (), said.append)
+    found = mixed_precision(source, int8, options, AutoOptions(10.0), LABELS, said.append)
     return found, said
 
 

@@ -16,13 +16,13 @@ from small_models import CLASSES, CLASSIFIER, SPEC, classifier, classifier_const
 
 from calibration.onnx_index import Index
 from engine_build import build as pipeline
-from engine_build import export, zoo
+from engine_build import export, typed_graph, zoo
 from engine_build.build import BuildOptions, Steps, build, resolve_targets, sample_images
 from engine_build.reference import graph_logits
 from engine_build.targets import BuildSettings
 from infer import open_bundle
 from infer.bundle import BatchProfile, check_files, read_labels, read_manifest
-from infer.errors import BuildError, GraphError, InputError, WeightsError
+from infer.errors import AccuracyError, BuildError, GraphError, InputError, WeightsError
 from infer.files import sha256_file
 
 
@@ -159,10 +159,8 @@ def test_overflow_is_kept_in_float32_and_said(options, tmp_path):
 
 
 def test_a_defect_of_the_cast_stops_the_build(monkeypatch, options):
-    """The finished fp16 graph is run once against the network it came from."""
-    from engine_build import precision
-
-    real = precision.to_precision
+    """The finished graph is run against the network it came from."""
+    real = typed_graph.to_precision
 
     def broken(*arguments):
         typed = real(*arguments)
@@ -170,8 +168,8 @@ def test_a_defect_of_the_cast_stops_the_build(monkeypatch, options):
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float16(1.5), weight.name))
         return typed
 
-    monkeypatch.setattr(precision, "to_precision", broken)
-    with pytest.raises(GraphError, match="step precision changed the results"):
+    monkeypatch.setattr(typed_graph, "to_precision", broken)
+    with pytest.raises(AccuracyError, match=r"^graph: the fp16 graph, computed as it is written, against float32: "):
         build(replace(options, precision="fp16"))
     assert not options.folder.exists()
 

@@ -11,15 +11,9 @@ from onnx.reference import ReferenceEvaluator
 from small_models import CLASSES, CLASSIFIER, SPEC, classifier_constants, graph, pictures
 
 from calibration.onnx_index import Index
+from engine_build.float16 import FLOAT16_MAX, float32_nodes
 from engine_build.graph import prepare
-from engine_build.precision import (
-    FLOAT16_MAX,
-    PRECISIONS,
-    outputs_are_float32,
-    overflowing_nodes,
-    to_precision,
-    value_types,
-)
+from engine_build.precision import PRECISIONS, outputs_are_float32, to_precision, value_types
 from engine_build.ranges import activation_ranges
 from engine_build.reference import graph_logits
 from infer.errors import InputError
@@ -144,7 +138,8 @@ def test_kept_nodes_stay_float32_between_casts(network):
     typed = to_precision(network, "fp16", kept)
     types, own = output_types(typed), output_types(network)
     floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT and name in own}
-    assert floats == {*FLOAT32_NODES - {"classes.cast"}, *kept}
+    beside = {"layer2.0.relu"}  # or the first of the two would be alone between casts
+    assert floats == {*FLOAT32_NODES - {"classes.cast"}, *kept, *beside}
     images = pictures(2)
     assert np.abs(infer(typed, images)["logits"] - infer(network, images)["logits"]).max() < 0.01
 
@@ -231,12 +226,12 @@ def test_what_overflows_stays_float32(loud):
     images = pictures(8)
     amax = activation_ranges(loud, images)
     assert max(amax.values()) > 10 * FLOAT16_MAX
-    assert overflowing_nodes(loud, amax) == ["up", "r", "down"]
+    assert list(float32_nodes(loud, amax)) == ["up", "r", "down"]
     exact = infer(loud, images)["logits"]
     with np.errstate(all="ignore"):  # ONNX Runtime computes float16 convolutions in float32; this one does not
         naive = ReferenceEvaluator(to_precision(loud, "fp16")).run(None, {"images": images})[0]
     assert not np.isfinite(naive).all()
-    kept = to_precision(loud, "fp16", overflowing_nodes(loud, amax))
+    kept = to_precision(loud, "fp16", float32_nodes(loud, amax))
     found = dict(
         zip(("logits", "scores", "classes"), ReferenceEvaluator(kept).run(None, {"images": images}), strict=True)
     )
@@ -245,23 +240,6 @@ def test_what_overflows_stays_float32(loud):
     types = output_types(kept)
     assert [types[name] for name in ("up", "r", "down")] == [TensorProto.FLOAT] * 3
     assert [types[name] for name in ("p", "f", "fc")] == [TensorProto.FLOAT16] * 3
-
-
-def test_the_margin():
-    model = prepared(CLASSIFIER, classifier_constants())
-    just, over = 65504 / 2, 65504 / 2 + 1  # another image may be twice as loud
-    pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
-    quiet = dict.fromkeys((name for node in model.graph.node for name in node.output), 1.0)
-    assert overflowing_nodes(model, quiet | {pool.output[0]: just}) == []
-    assert overflowing_nodes(model, quiet | {pool.output[0]: over}) == ["p", "f"]  # who writes it and who reads it
-    assert overflowing_nodes(model, quiet | {"logits": over}) == ["fc"]  # not the softmax, which is float32 anyway
-
-
-def test_a_weight_that_float16_cannot_hold():
-    constants = classifier_constants()
-    constants["fc.weight"][3, 3] = 7e4
-    model = prepared(CLASSIFIER, constants)
-    assert overflowing_nodes(model, {}) == ["fc"]
 
 
 def test_trained_networks_need_no_float32(shipped):

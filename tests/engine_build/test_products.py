@@ -13,6 +13,7 @@ from calibration.tensors import activation_steps, activation_tensors, floating_p
 from engine_build.graph import canonicalise, prepare
 from engine_build.quantise import insert_qdq
 from engine_build.reference import graph_logits
+from infer.errors import InputError
 
 C = classifier_constants()
 W, B = C["fc.weight"], C["fc.bias"]
@@ -215,9 +216,83 @@ def test_both_builders_make_int8_kernels_of_matmul_and_of_every_convolution(tmp_
             require_int8(built.audit, quantised.nodes)
 
 
+def test_a_joint_projection_of_an_attention_is_left_floating():
+    """TensorRT divides its weights and computes the parts in floating point; the gate would fail the build."""
+    nodes = [
+        *TOKENS, ("MatMul", "tokens joint", "m"), ("Split", "m parts", "q k v", {"axis": 2}),
+        ("Transpose", "k", "kt", {"perm": [0, 2, 1]}), ("MatMul", "q kt", "like"), ("Softmax", "like", "soft"),
+        ("MatMul", "soft v", "last"), *TAIL,
+    ]  # fmt: skip
+    constants = {"joint": weights_of(16, 48) / 4, "parts": np.array([16, 16, 16]), "t": T, "one": np.array([1])}
+    model = graph(nodes, {**C, **SHAPE, **constants})
+    canonicalise(model)
+    found = floating_products(Index(model))
+    assert list(found) == ["m", "like", "last"] and "divided among the operands" in found["m"]
+
+
+def squeeze_and_excite():
+    """Two small products one behind the other, which OpenVINO makes one kernel of, and a gate on the channels."""
+    nodes = [
+        *CLASSIFIER[:5], ("Gemm", "f down", "d"), ("Relu", "d", "e"), ("Gemm", "e up bias", "u"), ("Sigmoid", "u", "s"),
+        ("Mul", "f s", "g"), ("Gemm", "g t fc.bias", "y"),
+    ]  # fmt: skip
+    constants = {"down": weights_of(16, 4) / 4, "up": weights_of(4, 16) / 2, "bias": weights_of(16), "t": T}
+    return graph(nodes, {**C, **constants})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_products_that_openvino_joins_are_audited(tmp_path, folder, precision):
+    manifest, _ = built(tmp_path, folder, squeeze_and_excite(), precision)
+    assert manifest.plans[0].audit["node_precisions"] == dict.fromkeys(("stem", "d", "u", "y"), precision)
+
+
 def test_logits_that_are_not_float_vectors_stay_as_they_are():
     model = head(("Gemm", "f t grid", "y"), t=T, grid=weights_of(3, 10))
     before = run_graph(model, X)[0]
     canonicalise(model)
     assert floating_products(Index(model)) == {"y": "its bias has the shape [3, 10], int8 needs one number a channel"}
     np.testing.assert_allclose(run_graph(model, X)[0], before, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from PIL import Image
+
+    made = tmp_path_factory.mktemp("calibration")
+    for number, picture in enumerate(pictures(24)):
+        Image.fromarray(picture).save(made / f"{number}.png")
+    return made
+
+
+def built(tmp_path, folder, model, precision="int8"):
+    """The manifest and the graph of a whole build for OpenVINO."""
+    from calibration.run import Request
+    from engine_build.build import BuildOptions, build
+    from engine_build.int8 import Int8Options
+
+    onnx.save(model, tmp_path / "net.onnx")
+    options = BuildOptions(
+        model="net", onnx=tmp_path / "net.onnx", preprocessing=SPEC, precision=precision, targets=("openvino",),
+        output=tmp_path / "bundle", int8=Int8Options(calibration=Request((str(folder),), 24)),
+    )  # fmt: skip
+    return build(options)[1], onnx.load(tmp_path / "bundle" / "model.onnx")
+
+
+def test_a_whole_build_lists_every_product_and_says_why_some_are_floating(tmp_path, folder):
+    nodes, constants, reasons = FLOATING["two activations"]
+    model = graph([*nodes, *TAIL], {**C, **SHAPE, "t": T, "one": np.array([1]), **constants})
+    manifest, typed = built(tmp_path, folder, model)
+    record = manifest.calibration
+    products = {node.name for node in typed.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    assert products == {*record["int8_nodes"], *record["float_nodes"]}
+    assert not set(record["int8_nodes"]) & set(record["float_nodes"]) and set(record["float_nodes"]) == set(reasons)
+    assert any(note.startswith("2 convolutions and products have no int8 form") for note in manifest.notes)
+
+
+def test_a_graph_without_any_layer_for_int8(tmp_path, folder):
+    nodes = [("Shape", "x", "size"), ("Gather", "size at", "three"), ("Cast", "three", "level", {"to": 1}),
+             ("Mul", "level k", "kernel"), ("Conv", "x kernel", "v"), ("GlobalAveragePool", "v", "p"),
+             ("Flatten", "p", "y")]  # fmt: skip
+    constants = {"k": weights_of(10, 3, 1, 1), "at": np.array(1)}
+    with pytest.raises(InputError, match=r"a layer that can be quantised, found none: v \(its weights are not"):
+        built(tmp_path, folder, graph(nodes, constants))

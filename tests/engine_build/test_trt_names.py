@@ -42,6 +42,7 @@ NEWER = ("11.4", "rtx")
 RTX_ONLY = {
     ("module", "ComputeCapability"),
     ("ComputeCapability", "__members__"),
+    ("ComputeCapability", "CURRENT"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
 }

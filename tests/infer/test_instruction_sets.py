@@ -33,7 +33,7 @@ AMX = f"{ISA}Intel AVX10.1 and Intel AMX with bfloat16 and 8-bit integer support
         (["jit_gemm_I8", "ref_any_I8"], AVX512, "avx512", True),  # no family in any name
         (["jit_gemm_I8"], f"{ISA}Intel SSE4.1", "sse42", True),
         (["brgconv_avx2_I8", "brgconv_avx512_f32", "brgconv_avx512_f32"], AVX512, "avx2", True),  # int8 decides
-        (["jit_avx512_f32"], AVX512_VNNI, "avx512_vnni", False),
+        (["jit_avx512_f32"], AVX512_VNNI, "avx512", True),
         (["brgconv_avx512_I8"], "", "avx512?", False),  # an OpenVINO without the property
         (["acl_I8"], "", "unknown", False),
         ([], "", "unknown", False),
