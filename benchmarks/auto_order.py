@@ -49,7 +49,11 @@ def gains(source: Source, int8: Int8Graph, images: NDArray[np.uint8]) -> dict[st
     layers = [*int8.quantised.nodes, *int8.quantised.additions]
 
     def error(exclude: Sequence[str]) -> float:
-        graph = insert_qdq(source.graph, int8.cache.amax(), exclude=exclude)[0] if exclude else int8.graph
+        graph = (
+            insert_qdq(source.graph, int8.cache.amax(), exclude=exclude, rounded=int8.rounded.weights)[0]
+            if exclude
+            else int8.graph
+        )
         return float(((logits(graph, images) - expected) ** 2).mean())
 
     everything = error(())
@@ -176,7 +180,11 @@ def trial(
     """The loss with ``kept`` out of int8; each set of layers is measured once."""
     key = frozenset(kept)
     if key not in known:
-        graph = insert_qdq(source.graph, int8.cache.amax(), exclude=kept)[0] if kept else int8.graph
+        graph = (
+            insert_qdq(source.graph, int8.cache.amax(), exclude=kept, rounded=int8.rounded.weights)[0]
+            if kept
+            else int8.graph
+        )
         known[key] = meter.measure(to_precision(graph, "int8"), "int8", len(kept)).to_json()
     return known[key]
 

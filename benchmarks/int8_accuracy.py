@@ -29,12 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.collect import collect
+from calibration.onnx_index import Index
 from calibration.tensors import activation_steps, activation_tensors
 from engine_build import equalise
 from engine_build.export import export_torch
 from engine_build.graph import prepare
 from engine_build.precision import to_precision
-from engine_build.quantise import Placement, insert_qdq
+from engine_build.quantise import Placement, insert_qdq, layer_scales
+from engine_build.rounding import IMAGES, round_layers
 from engine_build.weights import load_weights
 from engine_build.zoo import find_model
 from infer.accuracy import Tally
@@ -55,9 +57,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 PLACEMENTS = {
     "no whole-range shift": Placement(shift=False),
     "largest-weight scales": Placement(weights="max"),
-    "additions in floating point": Placement("none"),
+    "shortcut input of additions": Placement("identity"),
     "both inputs of additions": Placement("both"),
 }
+SEEDS = 3
 Graph = onnx.ModelProto
 
 
@@ -89,17 +92,38 @@ def ours(calibration: NDArray[np.uint8]) -> Iterator[tuple[str, Callable[[], Gra
     graph, plain = prepared(True), prepared(False)
     statistics = collect(graph, [calibration], activation_tensors(graph, "both"))
     steps = activation_steps(graph)
+
+    def made(
+        amax: dict[str, float],
+        placement: Placement | None = None,
+        seed: int | None = 0,
+        safe: bool = True,
+        source: Graph = graph,
+    ) -> Callable[[], Graph]:
+        def make() -> Graph:
+            placed, weights = placement or Placement(), {}
+            if seed is not None:
+                chosen = calibration[np.sort(np.random.default_rng(seed).permutation(len(calibration))[:IMAGES])]
+                scales = layer_scales(Index(source), amax, placed)
+                weights = round_layers(source, chosen, scales, method=placed.weights, pair_safe=safe).weights
+            return insert_qdq(source, amax, placed, pair_safe=safe, rounded=weights)[0]
+
+        return make  # fmt: skip
+
     for name, (method, parameters) in METHODS.items():
-        amax = statistics.amax(method, steps, **parameters)
         default = " (default)" if name == "mse" else ""
-        yield f"ours, {name}{default}", lambda amax=amax: insert_qdq(graph, amax)[0]
+        yield f"ours, {name}{default}", made(statistics.amax(method, steps, **parameters))
     amax = statistics.amax("mse", steps)
-    yield "ours, the rest in float16", lambda: to_precision(insert_qdq(graph, amax)[0], "int8")
+    yield "ours, the rest in float16", lambda: to_precision(made(amax)(), "int8")
+    for seed in range(1, SEEDS):
+        yield f"ours, other images for the weights ({seed})", made(amax, seed=seed)
+    yield "ours, weights to nearest", made(amax, seed=None)
+    yield "ours, pairs may saturate", made(amax, safe=False)
+    yield "ours, weights to nearest, pairs may saturate", made(amax, seed=None, safe=False)
     for name, placement in PLACEMENTS.items():
-        ranges = statistics.amax("mse", steps if placement.shift else None)
-        yield f"ours, {name}", lambda p=placement, r=ranges: insert_qdq(graph, r, p)[0]
+        yield f"ours, {name}", made(statistics.amax("mse", steps if placement.shift else None), placement)
     unequal = collect(plain, [calibration], activation_tensors(plain)).amax("mse", steps)
-    yield "ours, streams not equalised", lambda: insert_qdq(plain, unequal)[0]
+    yield "ours, streams not equalised", made(unequal, source=plain)
 
 
 def onnxruntime_rows(calibration: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Callable[[], Graph]]]:

@@ -1,8 +1,8 @@
-"""Does int8 hold with depth? An iResNet-101, narrow, trained here for a few minutes, then quantised.
+"""Does int8 hold with depth? A deep iResNet, narrow, trained here for some minutes, then quantised.
 
-    python benchmarks/int8_depth.py [--epochs 8] [--json FILE]
+    python benchmarks/int8_depth.py [--model iresnet152] [--epochs 8] [--json FILE]
 
-Trains iresnet101 at a quarter of its width on Fashion-MNIST at 32x32 (needs Debian's dataset-fashion-mnist), quantises
+Trains it at a quarter of its width on Fashion-MNIST at 32x32 (needs Debian's dataset-fashion-mnist), quantises
 it as the build does, and compares it on 10,000 test images with float32 and with plain min-max int8. ONNX Runtime with
 optimisations off computes every Q/DQ pair as it is written. Networks with random weights are of no use here: they
 amplify any noise from block to block, so their SQNR falls with depth whatever the quantisation.
@@ -29,12 +29,12 @@ from calibration.onnx_index import Index
 from calibration.tensors import activation_steps, activation_tensors, quantisable_nodes, residual_inputs
 from engine_build.export import export_torch
 from engine_build.graph import prepare
-from engine_build.quantise import Placement, insert_qdq
+from engine_build.quantise import Placement, insert_qdq, layer_scales
+from engine_build.rounding import IMAGES, round_layers
 from engine_build.shipped.train import balanced_sample, load_split, train
 from engine_build.zoo import FASHION, create_model
 
 SIZE = 32
-NAME = "iresnet101"
 
 
 def pixels(images: torch.Tensor) -> NDArray[np.uint8]:
@@ -56,7 +56,9 @@ def logits(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--model", default="iresnet101")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3, help="choices of images that the weights are rounded by")
     parser.add_argument("--threads", type=int, help="of the training")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -67,7 +69,7 @@ def main() -> None:
         data=args.data, epochs=args.epochs, small_epochs=args.epochs, batch=128, lr=0.2, weight_decay=5e-4, seed=0,
         max_steps=0,
     )  # fmt: skip
-    model = train(create_model(NAME, num_classes=10, width=0.25), recipe)
+    model = train(create_model(args.model, num_classes=10, width=0.25), recipe)
     spec = replace(FASHION, resize=SIZE, crop=SIZE)
     graph, reference = export_torch(model, spec)
     prepare(graph, spec, 10, reference)
@@ -79,17 +81,27 @@ def main() -> None:
     statistics = collect(graph, [calibration], activation_tensors(graph))
     expected = logits(graph, test)
     rows = {"float32": [100 * float((expected.argmax(1) == targets).mean()), 100.0, float("inf")]}
-    for title, method, placement in (
-        ("ours", "mse", Placement()),
-        ("plain min-max", "minmax", Placement(weights="max", shift=False)),
-    ):
-        amax = statistics.amax(method, activation_steps(graph) if placement.shift else None)
-        found = logits(insert_qdq(graph, amax, placement)[0], test)
+
+    def measure(title: str, quantised: onnx.ModelProto) -> None:
+        found = logits(quantised, test)
         agreement = float((found.argmax(1) == expected.argmax(1)).mean())
         sqnr = 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
         rows[title] = [100 * float((found.argmax(1) == targets).mean()), 100 * agreement, float(sqnr)]
+
+    amax, plain = statistics.amax("mse", activation_steps(graph)), statistics.amax("minmax")
+    scales = layer_scales(index, amax, Placement())
+    weights = {}
+    for seed in range(args.seeds):
+        chosen = calibration[np.sort(np.random.default_rng(seed).permutation(len(calibration))[:IMAGES])]
+        weights = round_layers(graph, chosen, scales).weights
+        measure(f"ours, images {seed}", insert_qdq(graph, amax, rounded=weights)[0])
+    measure("ours, weights to nearest", insert_qdq(graph, amax)[0])
+    measure("the same, pairs may saturate", insert_qdq(graph, amax, pair_safe=False)[0])
+    measure("ours, shortcuts in int8", insert_qdq(graph, amax, Placement("identity"), rounded=weights)[0])
+    symmetric = Placement("identity", weights="max", shift=False)
+    measure("plain min-max", insert_qdq(graph, plain, symmetric, pair_safe=False)[0])
     layers, additions = len(quantisable_nodes(index)), len(residual_inputs(index))
-    title = f"{NAME}, width 0.25, {SIZE}x{SIZE}: {layers} int8 layers, {additions} residual additions"
+    title = f"{args.model}, width 0.25, {SIZE}x{SIZE}: {layers} int8 layers, {additions} residual additions"
     table = Table(title=title, box=box.SIMPLE)
     for head in ("graph", "top-1 %", "agree %", "SQNR dB"):
         table.add_column(head, justify="left" if head == "graph" else "right")

@@ -79,13 +79,13 @@ def variants(graph: Graph, amax: dict[str, float]) -> dict[str, Callable[[], Gra
         return placed(Placement(shift=False))
 
     return {
-        "identity input (default)": lambda: placed(Placement()),
-        "identity, plain int8 range": plain,
-        "no addition": lambda: placed(Placement("none")),
+        "no addition (default)": lambda: placed(Placement()),
+        "no addition, plain int8 range": plain,
+        "shortcut input of additions": lambda: placed(Placement("identity")),
         "both inputs of additions": lambda: placed(Placement("both")),
-        "identity + before bn0": lambda: more_pairs(plain(), inputs_of(plain(), "BatchNormalization"), amax),
+        "before bn0": lambda: more_pairs(plain(), inputs_of(plain(), "BatchNormalization"), amax),
         "max-pools in floating point": lambda: placed(Placement(pool=False)),
-        "identity + before average pool": lambda: more_pairs(plain(), inputs_of(plain(), "GlobalAveragePool"), amax),
+        "before average pool": lambda: more_pairs(plain(), inputs_of(plain(), "GlobalAveragePool"), amax),
     }
 
 
