@@ -158,14 +158,14 @@ class Moments:
         self._summed += block.shape[1]
         if self._summed >= 1 << 17:  # of 128 x 128 each: 2^31
             raise InputError(f"second moments: expected fewer than {1 << 17} rows a layer; pass fewer images")
-        sums = block.sum(axis=1).astype(np.int64)
-        # The transposed view of one array: BLAS computes half of it.
-        products = np.stack([part.T @ part for part in block]).astype(np.int32)
         if self._sums is None or self._products is None:
-            self._sums, self._products = sums, products
-        else:
-            self._sums += sums
-            self._products += products
+            groups, columns = block.shape[0], block.shape[2]
+            self._sums = np.zeros((groups, columns), np.int64)
+            self._products = np.zeros((groups, columns, columns), np.int32)
+        self._sums += block.sum(axis=1).astype(np.int64)
+        for group, part in enumerate(block):
+            # The transposed view of one array: BLAS computes half of it.
+            self._products[group] += (part.T @ part).astype(np.int32)
 
     def mean(self) -> NDArray[np.float64]:
         """Mean of the integers, ``[groups, K]``."""
@@ -177,7 +177,10 @@ class Moments:
         """Centred second moments of the integers, ``[groups, K, K]``."""
         mean = self.mean()
         assert self._products is not None
-        return self._products / self.rows - mean[:, :, None] * mean[:, None, :]
+        moments = self._products / self.rows
+        for group, centre in enumerate(mean):
+            moments[group] -= np.outer(centre, centre)
+        return moments
 
 
 def collect_moments(
