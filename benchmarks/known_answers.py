@@ -186,7 +186,7 @@ def plants(bundles: dict[str, Path], count: int) -> Iterator[dict[str, Any]]:
             message = caught(Path(scratch) / bundle.name)
         yield {
             "model": model, "fault": name, "layer": "all" if where is None else names[at],
-            "caught": message is not None, "message": message and message.split(": its logits ")[-1].split(". ")[0],
+            "caught": message is not None, "message": message and message.split("than its graph: ")[-1].split(". ")[0],
         }  # fmt: skip
 
 
