@@ -166,6 +166,13 @@ BAD = {
     "batch not rising": (["-m", "iresnet18", "--batch", "5,1,9"], 2, "with 1 <= MIN <= OPT <= MAX, found '5,1,9'"),
     "batch text": (["-m", "iresnet18", "--batch", "many"], 2, "found 'many'"),
     "workspace": (["-m", "iresnet18", "--workspace", "-5"], 2, "workspace: expected at least 1 MiB"),
+    "unknown GPU": (
+        ["-m", "iresnet18", "--compute-capability", "9.9", "-t", "tensorrt_rtx"], 2, "builds for 7.5, 8.0"
+    ),
+    "no GPU": (["-m", "iresnet18", "--compute-capability", "", "-t", "tensorrt_rtx"], 2, "expected a form like 8.6"),
+    "hardware": (["-m", "iresnet18", "--hardware-compatible", "-t", "tensorrt_rtx"], 2, "expected the target tensorrt"),
+    "no width": (["-m", "iresnet18", "--width", "nan", "--offline"], 2, "width: expected a number above 0"),
+    "seed": (["-m", "iresnet18", "--seed", "-1", "--offline"], 2, "seed: expected a whole number from 0"),
     "no workspace": (["-m", "iresnet18", "--workspace", "0"], 2, "workspace: expected at least 1 MiB, found 0"),
     "mean of two": (["-m", "iresnet18", "--mean", "1,2"], 2, "mean: expected three finite numbers (R, G, B)"),
     "mean of words": (["-m", "iresnet18", "--mean", "a,b,c"], 2, "mean: expected three numbers such as"),
@@ -173,7 +180,7 @@ BAD = {
     "crop": (["-m", "iresnet18", "--crop", "0"], 2, "crop: expected a whole number from 1"),
     "interpolation": (["-m", "iresnet18", "--interpolation", "cubic"], 2, "interpolation: expected one of bilinear"),
     "width": (["-m", "iresnet18", "--width", "0.3", "--offline"], 2, "width 0.3 gives 19.2 channels"),
-    "classes": (["-m", "iresnet18", "--num-classes", "0", "--offline"], 2, "num_classes must be at least 1, found 0"),
+    "classes": (["-m", "iresnet18", "--num-classes", "0", "--offline"], 2, "classes: expected at least 2, found 0"),
     "weights": (["-m", "iresnet18", "--weights", "none.pth"], 1, "no checkpoint at none.pth"),
     "onnx": (["-m", "mine", "--onnx", "none.onnx"], 1, "no ONNX file at none.onnx"),
     "required": (["-m", "iresnet18", "--require-weights"], 1, "no trained weights for iresnet18"),
