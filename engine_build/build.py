@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine_build.gates import check_graph
 from engine_build.gmac import count_gmac
 from engine_build.int8 import Int8Graph, Int8Options, quantise
 from engine_build.known_answers import known_answers, test_plan, warnings
+from engine_build.option_checks import check_calibration, check_data, check_source
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
 from engine_build.targets.each import build_each, keep_passing
@@ -155,6 +157,15 @@ def _check(options: BuildOptions, named: bool) -> tuple[tuple[str, ...], list[st
         targets, notes = fp8_targets(targets, named)
     _refuse_to_replace(options.folder)
     check_options(targets, options.precision, options.settings)
+    check_source(options)
+    if options.labels is not None and not options.labels.is_file():
+        raise InputError(f"no label file at {options.labels}; expected a text file with one class name a line")
+    if options.precision in QUANTISED:
+        check_calibration(options.int8)
+    if options.precision == "auto":
+        check_data(options.auto.data)
+    if options.min_sqnr is not None and not isfinite(options.min_sqnr):
+        raise InputError(f"min sqnr: expected a number of dB, found {options.min_sqnr}")
     return targets, notes
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -11,6 +13,9 @@ from calibration.onnx_index import Index, attribute
 from engine_build.constants import fold_constants, own_constants
 from engine_build.names import RESERVED, clean
 from engine_build.products import plain_products
+from engine_build.shapes import tensor_ranks
+
+_IMAGE = 4  # dimensions of [N, C, H, W]
 
 
 def canonicalise(model: onnx.ModelProto) -> None:
@@ -18,20 +23,24 @@ def canonicalise(model: onnx.ModelProto) -> None:
 
     ``Identity`` nodes go; what depends on constants only becomes an initializer, read by one node and called after it
     (:mod:`engine_build.constants`); matrix products and additions of a bias become plain Conv and Gemm
-    (:mod:`engine_build.products`); ``ReduceMean`` over the image becomes ``GlobalAveragePool``; the reshape that only
-    drops its 1x1 becomes ``Flatten``; nodes and tensors get unique names after the module they came from
-    (``layer1.0.conv1``), so that a calibration cache can be read; exporters' notes, which hold local paths, go.
+    (:mod:`engine_build.products`); reductions keep their dimensions, which a Squeeze then drops; ``ReduceMean`` over
+    the image becomes ``GlobalAveragePool``; what only drops its 1x1 becomes ``Flatten``; nodes and tensors get unique
+    names after the module they came from (``layer1.0.conv1``), so that a calibration cache can be read; exporters'
+    notes, which hold local paths, go.
     """
     index = Index(model)
     index.set_nodes([node for node in model.graph.node if not _drop_identity(node, index)])
     fold_constants(index)
+    ranks = tensor_ranks(index) if any(node.op_type.startswith("Reduce") for node in model.graph.node) else {}
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         while node.input and not node.input[-1]:  # an input left out at the end is the same as none
             del node.input[-1]
+        nodes += _with_dimensions(node, ranks, index) if node.op_type.startswith("Reduce") else [node]
+    index.set_nodes(nodes)
+    for node in model.graph.node:
         producer = index.producer.get(node.input[0]) if node.input else None
-        if node.op_type == "ReduceMean" and _is_spatial_mean(node, index):
-            _become(node, helper.make_node("GlobalAveragePool", node.input[:1], node.output))
-        elif node.op_type == "Reshape" and _drops_ones(node, producer, index):
+        if node.op_type in ("Reshape", "Squeeze") and _drops_ones(node, producer, index):
             _become(node, helper.make_node("Flatten", node.input[:1], node.output, axis=1))
     index.set_nodes(model.graph.node)
     _rename(index)
@@ -61,15 +70,40 @@ def _drop_identity(node: onnx.NodeProto, index: Index) -> bool:
 
 def _drops_ones(node: onnx.NodeProto, producer: onnx.NodeProto | None, index: Index) -> bool:
     """Whether a reshape turns pooled ``[N, C, 1, 1]`` into ``[N, C]``; a computed shape is taken to do so."""
-    if producer is None or producer.op_type != "GlobalAveragePool":
+    if producer is None or producer.op_type != "GlobalAveragePool" or len(node.input) < 2:
         return False
+    if node.op_type == "Squeeze":
+        return node.input[1] in index.constants and sorted(int(a) % 4 for a in index.value(node.input[1])) == [2, 3]
     return node.input[1] not in index.constants or index.value(node.input[1]).size == 2
 
 
-def _is_spatial_mean(node: onnx.NodeProto, index: Index) -> bool:
-    if len(node.input) < 2 or node.input[1] not in index.constants or not attribute(node, "keepdims", 1):
-        return False
-    return sorted(int(a) % 4 for a in index.value(node.input[1]).ravel()) == [2, 3]
+def _with_dimensions(node: onnx.NodeProto, ranks: Mapping[str, int], index: Index) -> list[onnx.NodeProto]:
+    """A reduction that keeps its dimensions, and a Squeeze where it did not; the mean of an image as a pool.
+
+    OpenVINO 2026.4 computes a reduction of three dimensions wrongly when it drops one and is rounded to int8 at once.
+    """
+    axes = attribute(node, "axes")
+    if len(node.input) > 1 and node.input[1] in index.constants:
+        axes = index.value(node.input[1]).ravel().tolist()
+    if not axes:
+        return [node]
+    rank = ranks.get(node.input[0], 4)
+    keeps = bool(attribute(node, "keepdims", 1))
+    result = list(node.output)
+    dropped = [] if keeps else [index.fresh_name(f"{result[0]}.kept")]
+    if node.op_type == "ReduceMean" and rank == _IMAGE and sorted(axis % rank for axis in axes) == [2, 3]:
+        _become(node, helper.make_node("GlobalAveragePool", node.input[:1], dropped or result))
+    elif not keeps:
+        kept = [item for item in node.attribute if item.name != "keepdims"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("keepdims", 1)])
+        node.output[0] = dropped[0]
+    if keeps:
+        return [node]
+    places = index.set_constant(index.fresh_name(f"{result[0]}.axes"), np.array(axes, np.int64))
+    squeeze = helper.make_node("Squeeze", [dropped[0], places], result, f"{node.name}.squeeze" if node.name else "")
+    squeeze.metadata_props.extend(node.metadata_props)
+    return [node, squeeze]
 
 
 def _rename(index: Index) -> None:

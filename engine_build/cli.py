@@ -19,6 +19,7 @@ from engine_build.build_report import as_record, print_result
 from engine_build.source import Steps
 from engine_build.zoo import MODELS, count_macs, count_parameters, shape_only
 from infer.command_line import DebugOption, JsonOption, guarded
+from infer.errors import InputError
 
 app = typer.Typer(
     name="iresnet-build",
@@ -106,11 +107,13 @@ def build(
     from engine_build.quantise import Placement
     from engine_build.targets import BuildSettings
 
+    if workspace is not None and workspace < 1:
+        raise InputError(f"workspace: expected at least 1 MiB, found {workspace}")
     settings = BuildSettings(
         batch=o.parse_batch(batch),
         workspace=None if workspace is None else workspace << 20,
         timing_cache=timing_cache,
-        compute_capabilities=tuple(compute_capability.split(",")) if compute_capability else None,
+        compute_capabilities=None if compute_capability is None else tuple(compute_capability.split(",")),
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         progress=console.is_terminal,
@@ -181,6 +184,7 @@ def calibrate(
     """
     from engine_build.build import default_cache, tool_name
     from engine_build.int8 import make_cache
+    from engine_build.option_checks import check_request, check_source
     from engine_build.source import SourceOptions, load_source
 
     options = SourceOptions(
@@ -196,6 +200,8 @@ def calibrate(
     )
     request = o.calibration_request(data, images, method, percentile, seed)
     target = output or default_cache(Path("engines"), model)
+    check_source(options)
+    check_request(request)
     source = load_source(options, Steps(say=_say))
     cache, notes = make_cache(source, request, target, tool_name(), _say)
     for note in notes:

@@ -189,6 +189,9 @@ def find_cache(
     if not quantisable_nodes(index):
         floating = _named(floating_products(index)) or "no convolution or product"
         raise InputError(f"expected a layer that can be quantised, found none: {floating}; build fp16 or fp32")
+    nodes = {node.name for node in source.graph.graph.node}
+    if unknown := [name for name in options.exclude if name not in nodes]:
+        raise InputError(f"exclude: the graph has no node {', '.join(unknown[:5])}; a bundle's manifest names them")
     request = options.calibration
     if options.cache is not None:
         cache = read_cache(options.cache)

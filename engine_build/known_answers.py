@@ -38,7 +38,7 @@ _FINEST = 256
 _ROUNDOFF = {"bf16": 2.0**-8}
 _ROUNDOFF_OF_OTHERS = 2.0**-11
 #: No plan is asked for more, in dB.
-CAPS = {"fp32": 50.0, "fp16": 35.0, "bf16": 22.0, "int8": 20.0, "auto": 20.0, "fp8": 20.0}
+CAPS = {"fp32": 50.0, "fp16": 35.0, "bf16": 22.0, "int8": 25.0, "auto": 25.0, "fp8": 25.0}
 _ROOM = 6.0
 _FACTORS = "noise"
 _PERIOD = 1 << 20

@@ -15,7 +15,7 @@ from onnx import helper
 
 from calibration.onnx_index import Index, attribute
 from calibration.tensors import channel_axis, why_floating
-from engine_build.shapes import infer_shapes
+from engine_build.shapes import tensor_ranks
 
 
 def plain_products(index: Index) -> None:
@@ -24,7 +24,7 @@ def plain_products(index: Index) -> None:
     A MatMul of matrices becomes a Gemm; alpha goes into the weights, beta and a scalar or row into a bias vector;
     a transposed input gets a Transpose node; an Add of one constant a channel behind Conv or Gemm becomes its bias.
     """
-    ranks = _ranks(index)
+    ranks = tensor_ranks(index) if index.op_counts()["MatMul"] else {}
     names = {node.name for node in index.graph.node}
     nodes: list[onnx.NodeProto] = []
     for node in index.graph.node:
@@ -38,17 +38,6 @@ def plain_products(index: Index) -> None:
     dropped = [node for node in index.graph.node if node.op_type == "Add" and _becomes_bias(node, index)]
     gone = {id(node) for node in dropped}
     index.set_nodes([node for node in index.graph.node if id(node) not in gone])
-
-
-def _ranks(index: Index) -> dict[str, int]:
-    """Rank of every tensor whose shape is known; empty where the graph has no MatMul."""
-    if not index.op_counts()["MatMul"]:
-        return {}
-    constants = {name: len(tensor.dims) for name, tensor in index.constants.items()}
-    inferred = infer_shapes(index.model)
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    kinds = {value.name: value.type.tensor_type for value in values}
-    return constants | {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
 
 
 def _transposed_input(node: onnx.NodeProto, index: Index, names: set[str]) -> list[onnx.NodeProto]:

@@ -7,6 +7,8 @@ import math
 import onnx
 from onnx import helper
 
+from calibration.onnx_index import Index
+
 # Shapes and axes have a few elements; no shape depends on the values of a larger tensor.
 _LARGEST_VALUE = 1024
 
@@ -40,3 +42,15 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
         onnx.shape_inference.InferenceError: types or shapes contradict each other.
     """
     return onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True, data_prop=True).graph
+
+
+def tensor_ranks(index: Index) -> dict[str, int]:
+    """How many dimensions each tensor has, as far as that is known."""
+    try:
+        inferred = infer_shapes(index.model)
+    except onnx.shape_inference.InferenceError:  # who runs the graph next says what is wrong with it
+        inferred = onnx.GraphProto()
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    kinds = {value.name: value.type.tensor_type for value in values}
+    constants = {name: len(tensor.dims) for name, tensor in index.constants.items()}
+    return constants | {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}

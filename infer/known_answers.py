@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
+from infer.blame import Comparison
 from infer.bundle import Manifest, check_files
 from infer.errors import BundleError
 from infer.files import replacing
-from infer.sqnr import centred_sqnr
+from infer.sqnr import agreement, centred_sqnr
 
 FILE = "known_answers.npz"
 #: A floor below this tells nothing: a wrong plan may reach it.
@@ -86,11 +87,11 @@ def read_file(folder: Path, manifest: Manifest) -> bytes:
     return (folder / record.file.file).read_bytes()
 
 
-def measure(infer: Callable[[NDArray[np.uint8]], Outputs], answers: Answers, batch: int) -> float:
-    """SQNR in dB of what ``infer`` gives for the pictures in batches of ``batch``, centred by class.
+def measure(infer: Callable[[NDArray[np.uint8]], Outputs], answers: Answers, batch: int, floor_db: float) -> Comparison:
+    """What ``infer`` gives for the pictures in batches of ``batch`` against the answers.
 
-    A batch of more rows than there are pictures is filled with repeats, and the worst set of them counts. Infinity for
-    equal logits, minus infinity where one is not finite.
+    A batch of more rows than there are pictures is filled with repeats, and the worst set of them counts. The SQNR is
+    minus infinity where a logit is not finite.
     """
     count = len(answers.images)
     rows = -(-max(count, batch) // batch) * batch
@@ -98,10 +99,8 @@ def measure(infer: Callable[[NDArray[np.uint8]], Outputs], answers: Answers, bat
     parts = [infer(answers.images[order[at : at + batch]]).logits for at in range(0, rows, batch)]
     logits = np.concatenate(parts)
     starts = [*range(0, rows - count + 1, count), rows - count]
-    found = [_sqnr(logits[at : at + count], answers.logits[order[at : at + count]]) for at in starts]
-    return min(found)
-
-
-def _sqnr(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    sqnr = centred_sqnr(found, expected)
-    return math.inf if sqnr is None else sqnr
+    found = []
+    for at in starts:
+        pair = logits[at : at + count], answers.logits[order[at : at + count]]
+        found.append(Comparison(centred_sqnr(*pair), floor_db, agreement(*pair), count))
+    return min(found, key=lambda one: math.inf if one.sqnr_db is None else one.sqnr_db)

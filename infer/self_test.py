@@ -7,7 +7,6 @@ what it computes. Failures are not written down: the next opening checks again.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.backends.cpu import processor
+from infer.blame import Comparison, blame
 from infer.bundle import GRAPH, FileEntry, Manifest, check_files, now
 from infer.checks_passed import Checked, Passes, describe
 from infer.errors import InputError, IResNetError, KnownAnswersError
@@ -123,57 +123,59 @@ class TargetTest:
             owner.checked.append(msgspec.structs.replace(known, remembered=True))
             return
         started = time.perf_counter()
-        sqnr = measure(infer, owner.answers, batch)
-        if not sqnr >= record.floor_db or sqnr == -math.inf:
-            raise KnownAnswersError(self._complaint(sqnr, record.floor_db, batch, machine))
+        compared = measure(infer, owner.answers, batch, record.floor_db)
+        if compared.missed:
+            raise KnownAnswersError(self._complaint(compared, batch, machine))
         found = Checked(
             target=self.target, device=_device(machine), batch=batch,
             outcome="passed" if record.floor_db >= TELLING_DB else "cannot tell",
-            sqnr_db=None if sqnr == math.inf else round(sqnr, 2), floor_db=record.floor_db, checked=now(),
-            seconds=round(time.perf_counter() - started, 3),
+            sqnr_db=None if compared.sqnr_db is None else round(compared.sqnr_db, 2),
+            floor_db=record.floor_db, checked=now(), seconds=round(time.perf_counter() - started, 3),
         )  # fmt: skip
         owner.checked.append(found)
         _LOG.info("%s: known answers on %s: %s", owner.folder, self.target, describe(found))
         passes.add(key, found)
 
-    def _complaint(self, sqnr: float, floor: float, batch: int, machine: Mapping[str, str]) -> str:
+    def _complaint(self, plan: Comparison, batch: int, machine: Mapping[str, str]) -> str:
+        """What is at fault, by :func:`infer.blame.blame` where the graph in ONNX Runtime still gives its answers."""
         owner = self.owner
-        found = "are not finite" if sqnr == -math.inf else f"reach {sqnr:.1f} dB, {floor:.1f} dB are needed"
-        return (
-            f"{owner.folder}: {self.target} computes something wrong here ({_device(machine)}, batch {batch}): its "
-            f"logits for the known answers {found}. {blame(owner, self.target)}. Use another target, build the "
-            f"bundle again on this machine, or run it all the same with {VARIABLE}=never"
-        )
+        try:
+            graph = graph_comparison(owner)
+        except IResNetError as error:
+            graph, doubt = None, f" The graph could not be run here to be sure of it ({error})."
+        else:
+            doubt = ""
+        if graph is not None and graph.missed:
+            text = f"graph: {GRAPH} no longer gives its known answers in ONNX Runtime: {graph}; build the bundle again"
+        else:
+            cause = blame(owner.manifest.precision, None, plan, target=self.target, kernels=_device(machine))
+            assert cause is not None
+            text = cause.text
+        return f"{owner.folder}, known answers at batch {batch}: {text}.{doubt} {VARIABLE}=never runs it all the same"
+
+
+def graph_comparison(test: SelfTest) -> Comparison:
+    """Whether the graph of a bundle gives the known answers in ONNX Runtime, as it is written.
+
+    Raises:
+        IResNetError: ONNX Runtime is not there or cannot run it (bfloat16), or the file changed.
+    """
+    from infer.backends.onnxruntime import OnnxRuntimeBackend
+
+    record = test.manifest.known_answers
+    assert record is not None
+    check_files(test.folder, [test.manifest.graph])
+    backend = OnnxRuntimeBackend(test.folder / GRAPH, optimise=False)
+    try:
+        return measure(backend.infer, test.answers, len(test.answers.images), record.floor_db)
+    finally:
+        backend.close()
 
 
 def _device(machine: Mapping[str, str]) -> str:
     """For people: the device, and the instruction set of its kernels where the library names it."""
     _, named, instructions = machine.get("instructions", "").rpartition("isa=")
     return f"{machine['device']}, {instructions}" if named else machine["device"]
-
-
-def blame(test: SelfTest, target: str) -> str:
-    """Whether the graph of a bundle still gives its known answers, in ONNX Runtime as it is written: else it is the
-    graph, and if it does, the plan of ``target`` or this machine's kernels."""
-    from infer.backends.onnxruntime import OnnxRuntimeBackend
-
-    record = test.manifest.known_answers
-    assert record is not None
-    try:
-        check_files(test.folder, [test.manifest.graph])
-        backend = OnnxRuntimeBackend(test.folder / GRAPH, optimise=False)
-        try:
-            sqnr = measure(backend.infer, test.answers, len(test.answers.images))
-        finally:
-            backend.close()
-    except IResNetError as error:
-        return f"Whether the graph or this machine's kernels are at fault cannot be told here ({error})"
-    if not sqnr >= record.floor_db or sqnr == -math.inf:
-        return f"The graph itself is at fault: ONNX Runtime gives {sqnr:.1f} dB for it"
-    right = "the same logits" if sqnr == math.inf else f"{sqnr:.1f} dB"
-    return (
-        f"The graph is right (ONNX Runtime gives {right}): the plan or this machine's kernels for {target} are at fault"
-    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from infer.bundle import GRAPH, BatchProfile, Plan, file_entry
 from infer.errors import InputError
 
+_MOST = 2**31 - 1  # of a dimension
+_MOST_BYTES = 2**63 - 1
 BUILDABLE = ("tensorrt", "tensorrt_rtx", "openvino")
 
 
@@ -37,8 +39,12 @@ class BuildSettings:
         batch = self.batch
         if not 1 <= batch.min <= batch.opt <= batch.max:
             raise InputError(f"batch: expected 1 <= min <= opt <= max, found {batch.min}, {batch.opt}, {batch.max}")
+        if batch.max > _MOST:
+            raise InputError(f"batch: expected at most {_MOST} images, found {batch.max}")
         if self.workspace is not None and self.workspace < 1:
             raise InputError(f"workspace: expected at least 1 byte, found {self.workspace}")
+        if self.workspace is not None and self.workspace > _MOST_BYTES:
+            raise InputError(f"workspace: expected at most {_MOST_BYTES} bytes, found {self.workspace}")
 
 
 def unavailable(target: str) -> str | None:

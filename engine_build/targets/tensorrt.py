@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_build.audit import PlanAudit
-from engine_build.targets import trt_timing_cache
 from engine_build.targets.onnx_nodes import mac_nodes, uses_fp8
 from engine_build.targets.trt_capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
 from engine_build.targets.trt_layers import assign_nodes, parse_layers
@@ -25,6 +24,7 @@ from engine_build.targets.trt_logging import make_logger, parser_errors
 from engine_build.targets.trt_module import RTX, TARGETS, availability, load_module
 from engine_build.targets.trt_progress import Report, interruptible, make_monitor, progress_bar
 from engine_build.targets.trt_request import BatchProfile, BuiltPlan, PlanRequest
+from engine_build.targets.trt_timing_cache import TimingCache
 from infer.cuda.gpus import find_gpus
 from infer.errors import BuildError, InputError, TargetUnavailableError
 from infer.files import replacing
@@ -74,7 +74,6 @@ def build_plan(
     with interruptible() as cancelled, progress_bar(progress, f"{target} plan") as report:
         build = _Build(target, request)
         plan = build.run(fp8, report, cancelled)
-    build.keep_timings()
     audit = build.audit(plan, nodes)
     if gate is not None:
         gate(audit)
@@ -113,7 +112,7 @@ class _Build:
         self._name = f"{target} {self._trt.__version__}"
         self.version: str = self._trt.__version__
         self.capabilities: tuple[str, ...] = ()
-        self._timings = b""
+        self._timings = None if request.timing_cache is None or self._rtx else TimingCache(request.timing_cache)
         self.notes: list[str] = []
 
     def run(self, fp8: bool, report: Report | None, cancelled: threading.Event) -> Any:
@@ -141,8 +140,8 @@ class _Build:
             raise monitor.failure
         if plan is None and not cancelled.is_set():
             raise self._failure("build", self._logger.errors)
-        if request.timing_cache is not None and not self._rtx:
-            self._timings = trt_timing_cache.collect(config)
+        if self._timings is not None and plan is not None and (note := self._timings.save(config, self._logger)):
+            self.notes.append(note)
         self.notes += self._logger.warnings
         return plan
 
@@ -197,23 +196,10 @@ class _Build:
             if not config.set_compute_capability(known[number], index):
                 raise self._failure(f"set compute capability {number} for", self._logger.errors)
 
-    def keep_timings(self) -> None:
-        """Write the timing cache. That it cannot be written costs time later, not the plan."""
-        file = self._request.timing_cache
-        if file is None or not self._timings:
-            return
-        try:
-            _write(file, memoryview(self._timings))
-        except OSError as error:
-            self.notes.append(f"the timing cache {file} could not be written ({error.strerror})")
-
     def _attach_timings(self, config: Any) -> None:
-        file = self._request.timing_cache
-        if file is None:
-            return
-        if self._rtx:
+        if self._request.timing_cache is not None and self._rtx:
             self.notes.append("the timing cache has no effect: TensorRT-RTX times no kernels when it builds")
-        elif note := trt_timing_cache.attach(config, file, self._logger):
+        elif self._timings is not None and (note := self._timings.attach(config, self._logger)):
             self.notes.append(note)
 
     def _add_profile(self, builder: Any, network: Any, config: Any) -> None:

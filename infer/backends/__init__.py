@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infer.backends.base import HOST_CODE_VARIABLE, Backend, GpuOptions
 from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
 from infer.errors import BundleError, InputError, KnownAnswersError, TargetUnavailableError
-from infer.self_test import SelfTest, TargetTest
+
+if TYPE_CHECKING:
+    from infer.self_test import SelfTest, TargetTest
 
 # Fastest first.
 TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
@@ -56,6 +59,8 @@ def open_backend(
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
         KnownAnswersError: ``target``, or every target that runs here, computes something wrong.
     """
+    from infer.self_test import SelfTest
+
     gpu, test = gpu or GpuOptions(), test or SelfTest(folder, manifest)
     if target is not None:
         if (missing := availability(target, gpu.device)) is not None:

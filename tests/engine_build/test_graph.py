@@ -305,6 +305,28 @@ def test_spatial_means_become_pools(axes):
     assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
 
 
+@pytest.mark.parametrize("axes", [[2, 3], [-2, -1]])
+def test_spatial_means_that_drop_their_dimensions_become_pools_too(axes):
+    model = canonical([("ReduceMean", "x axes", "y", {"keepdims": 0})], {"axes": np.array(axes)}, outputs=Y)
+    assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
+    old = [("ReduceMean", "x", "y", {"keepdims": 0, "axes": axes})]
+    assert ops(canonical(old, {}, outputs=Y, opset=17)) == {"GlobalAveragePool": 1, "Flatten": 1}
+
+
+REDUCED = [("ReduceMean", [1]), ("ReduceMax", [-1]), ("ReduceSum", [1, 2]), ("ReduceL2", [2]), ("ReduceMean", [-2, -1])]
+
+
+@pytest.mark.parametrize(("kind", "axes"), REDUCED)
+def test_reductions_of_three_dimensions_keep_them(kind, axes):
+    nodes = [("Reshape", "x line", "l"), (kind, "l axes", "y", {"keepdims": 0})]
+    model = canonical(nodes, {"line": np.array([0, 3, -1]), "axes": np.array(axes)}, outputs=Y)
+    assert ops(model) == {"Reshape": 1, kind: 1, "Squeeze": 1}
+
+
+def test_a_reduction_over_everything_stays():
+    assert ops(canonical([("ReduceMax", "x", "m"), ("Add", "x m", "y")], {}, outputs=Y)) == {"ReduceMax": 1, "Add": 1}
+
+
 def test_other_means_and_reshapes_stay():
     model = canonical(
         [("ReduceMean", "x axes", "m"), ("GlobalAveragePool", "m", "p"), ("Reshape", "p shape", "y")],

@@ -37,7 +37,7 @@ def test_every_bundle_has_answers_and_every_plan_passed(shipped, precision):
     answers = read_answers(folder, manifest)
     np.testing.assert_array_equal(answers.logits, as_written(onnx.load(folder / "model.onnx"))(answers.images))
     assert answers.images.shape == (8, 64, 64, 3)
-    cap = {"fp32": 50, "fp16": 35, "bf16": 22, "int8": 20}[precision]
+    cap = {"fp32": 50, "fp16": 35, "bf16": 22, "int8": 25}[precision]
     assert record.floor_db == pytest.approx(min(cap, record.rounding_db - 6))
     assert record.floor_db > cap - 4  # of a trained network
     assert len(list((folder / PASSES).iterdir())) >= 1
@@ -160,7 +160,9 @@ def test_a_plan_that_is_wrong_fails_the_build(tiny_onnx, tmp_path, monkeypatch):
         ),
     )
     options = BuildOptions("tiny", onnx=tiny_onnx, precision="fp32", preprocessing=SPEC, targets=("openvino",))
-    with pytest.raises(KnownAnswersError, match=r"openvino computes something wrong here.*The graph is right"):
+    with pytest.raises(
+        KnownAnswersError, match=r"openvino .* computes something else than its graph.*The graph is right"
+    ):
         build(BuildOptions(**{**vars(options), "output": tmp_path / "out"}))
     assert list(tmp_path.iterdir()) == []
 

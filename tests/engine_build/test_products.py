@@ -240,6 +240,18 @@ def squeeze_and_excite():
     return graph(nodes, {**C, **constants})
 
 
+def test_openvino_computes_a_mean_of_tokens_right(tmp_path, folder):
+    """It does not where the mean drops its dimension and is rounded at once: the opening's own check fails then."""
+    from infer import open_bundle
+
+    built(tmp_path, folder, attention())
+    images = pictures(16, seed=8)
+    with open_bundle(tmp_path / "bundle", target="openvino") as runner:
+        found = runner.infer(images).logits
+    expected = graph_logits(attention(), SPEC)(images)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_products_that_openvino_joins_are_audited(tmp_path, folder, precision):
     manifest, _ = built(tmp_path, folder, squeeze_and_excite(), precision)

@@ -384,6 +384,16 @@ def test_timing_cache_is_kept_between_builds(full, graphs, tmp_path):
     assert [path.name for path in cache.parent.iterdir()] == ["timing.cache"]
 
 
+def test_timings_of_a_build_at_the_same_time_are_kept(full, graphs, tmp_path):
+    cache = tmp_path / "timing.cache"
+    full.when_timed = lambda: cache.write_bytes(b"timings of this gpu: another build")
+    assert build(graphs["fp32"], tmp_path, target="tensorrt", timing_cache=cache).notes == ()
+    assert cache.read_bytes() == b"timings of this gpu: one more build another build"
+    full.when_timed = lambda: cache.write_bytes(b"timings of another gpu: 1")
+    assert build(graphs["fp32"], tmp_path, target="tensorrt", timing_cache=cache).notes == ()
+    assert cache.read_bytes() == b"timings of this gpu: one more build another build one more build"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"\x00garbage", "bad magic"), (b"timings of another gpu: 1", "other device")]
 )

@@ -30,6 +30,7 @@ class PosingModule:
     Attributes:
         calls: what was played instead of passed on, as tuples.
         cache_gpu: the GPU whose timing caches fit.
+        when_timed: called when a finished build asks for its timings.
     """
 
     def __init__(self, version):
@@ -38,6 +39,7 @@ class PosingModule:
         self.__version__ = {"10.16": "10.16.1.11", "11.4": "11.4.0.106"}[version]
         self.calls = []
         self.cache_gpu = b"this gpu"
+        self.when_timed = lambda: None
         self.logger = None
 
     def __getattr__(self, name):
@@ -119,6 +121,7 @@ class PosingObject:
     def _play_get_timing_cache(self):
         if self._played is None:
             return None
+        self._module.when_timed()
         start = self._played.content or b"timings of " + self._module.cache_gpu + b":"
         return PlayedCache(start + b" one more build")
 
@@ -127,8 +130,19 @@ PLAYED = {"set_flag", "create_timing_cache", "set_timing_cache", "get_timing_cac
 
 
 class PlayedCache:
+    """``timings of GPU:`` and what was timed, each behind a space."""
+
     def __init__(self, content):
         self.content = content
+
+    def combine(self, other, ignore_mismatch):
+        assert ignore_mismatch is False
+        (own, _, ours), (gpu, _, theirs) = (cache.content.partition(b":") for cache in (self, other))
+        if own != gpu:
+            return False
+        if theirs not in ours:
+            self.content += theirs
+        return True
 
     def serialize(self):
         return memoryview(self.content)
