@@ -17,10 +17,11 @@ import onnx
 from numpy.typing import NDArray
 
 from engine_build.gmac import count_gmac
+from infer.accuracy_record import BuildCheck
 from infer.backends import availability, open_backend
 from infer.backends.instruction_sets import adds_in_int16
 from infer.blame import Comparison, ScaleFit, blame
-from infer.bundle import BuildCheck, Manifest, Plan
+from infer.bundle import Manifest, Plan
 from infer.errors import AccuracyError, GraphError
 from infer.self_test import SelfTest
 from infer.sqnr import agreement, centred_sqnr

@@ -1,4 +1,4 @@
-"""What a measurement of accuracy leaves in the manifest: the verdict, and the counts that it follows from."""
+"""What measurements leave in the manifest: comparisons of the build, and of accuracy the verdict and its counts."""
 
 from __future__ import annotations
 
@@ -83,3 +83,35 @@ class Accuracy(msgspec.Struct, kw_only=True):
         """The fields in one JSON object, with the figures beside them."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return {**fields.pop("figures"), **fields}
+
+
+class BuildCheck(msgspec.Struct, kw_only=True):
+    """A comparison made at the build.
+
+    Attributes:
+        target: whose plan was run, or ``graph`` for the typed graph as it is written.
+        precision: of the bundle.
+        against: ``float graph`` or ``typed graph``.
+        images: how many.
+        sqnr_db: of the logits; None when they are equal.
+        agreement: images with the same top-1, percent.
+        floor_db: SQNR that was asked for.
+        engine: that ran it.
+        seconds: it took.
+    """
+
+    target: str
+    precision: str
+    against: str
+    images: int
+    sqnr_db: float | None
+    agreement: float
+    floor_db: float
+    engine: str
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """For people: ``34.6 dB, agreement 100.0 % of 64 images (at least 20 dB)``."""
+        kept = "equal" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
+        asked = f"at least {self.floor_db:.3g} dB" if self.floor_db > 0 else "cannot tell: rounding leaves no more"
+        return f"{kept}, agreement {self.agreement:.1f} % of {self.images} images ({asked})"

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from infer.accuracy_record import Accuracy
+from infer.accuracy_record import Accuracy, BuildCheck
 from infer.errors import BundleError
 from infer.files import sha256_file, write_bytes
 from infer.preprocess import Preprocessing
@@ -121,38 +121,6 @@ class KnownAnswers(_Record):
     engine: str
     rounding_db: float | None
     floor_db: float
-
-
-class BuildCheck(_Record):
-    """A comparison made at the build.
-
-    Attributes:
-        target: whose plan was run, or ``graph`` for the typed graph as it is written.
-        precision: of the bundle.
-        against: ``float graph`` or ``typed graph``.
-        images: how many.
-        sqnr_db: of the logits; None when they are equal.
-        agreement: images with the same top-1, percent.
-        floor_db: SQNR that was asked for.
-        engine: that ran it.
-        seconds: it took.
-    """
-
-    target: str
-    precision: str
-    against: str
-    images: int
-    sqnr_db: float | None
-    agreement: float
-    floor_db: float
-    engine: str
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        """For people: ``34.6 dB, agreement 100.0 % of 64 images (at least 20 dB)``."""
-        kept = "equal" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
-        asked = f"at least {self.floor_db:.3g} dB" if self.floor_db > 0 else "cannot tell: rounding leaves no more"
-        return f"{kept}, agreement {self.agreement:.1f} % of {self.images} images ({asked})"
 
 
 class Manifest(_Record):

@@ -39,7 +39,7 @@ class GpuOptions:
         graph_batches: batch sizes to capture, a graph and an execution context each; None for 1 and the largest.
         specialization: TensorRT for RTX: kernels for each batch size are compiled in the background while general ones
             run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
-            ones arrive, the last bits of results may change.
+            ones arrive, the last bits of results may change, and known answers (docs/known-answers.md) do not see them.
         spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
         host_code: load version-compatible plans of full TensorRT, which hold a runtime that is executed on the host:
             only for plans that you trust. None asks the environment, ``IRESNET_ALLOW_HOST_CODE=1``.

@@ -11,9 +11,8 @@ import functools
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from infer.backends.base import Outputs
 from infer.backends.cpu import processor
 from infer.backends.instruction_sets import instruction_set
+from infer.backends.openvino_pool import Pool
 from infer.errors import KnownAnswersError, TargetUnavailableError
 from infer.signal_stack import signal_stack_kept
 
@@ -157,7 +157,7 @@ class OpenVINOBackend:
             raise TargetUnavailableError(f"OpenVINO cannot read {model} ({_brief(error)})") from error
         self.input_shape = tuple(d.get_length() for d in list(self._model.input(0).partial_shape)[1:])
         self._lock = threading.Lock()
-        self._pools: dict[int, _Pool] = {}
+        self._pools: dict[int, Pool] = {}
         self._refused: dict[int, KnownAnswersError] = {}
         self._closed, self._test = False, test
         self.max_batch = LARGEST_BATCH
@@ -205,7 +205,7 @@ class OpenVINOBackend:
         for pool in pools:
             pool.close()
 
-    def _pool(self, size: int) -> _Pool:
+    def _pool(self, size: int) -> Pool:
         with self._lock:
             if self._closed:
                 raise TargetUnavailableError("this backend is closed")
@@ -223,7 +223,7 @@ class OpenVINOBackend:
                 self._pools[size] = pool
             return self._pools[size]
 
-    def _check(self, pool: _Pool, size: int) -> None:
+    def _check(self, pool: Pool, size: int) -> None:
         if self._test is not None:
             self._test(size, lambda images: pool.start(images, len(images)).result(), self._machine(pool.compiled))
 
@@ -239,7 +239,7 @@ class OpenVINOBackend:
             "library": f"openvino {openvino.__version__}", "options": str([*options, ("threads", threads)]),
         }  # fmt: skip
 
-    def _compile(self, size: int) -> _Pool:
+    def _compile(self, size: int) -> Pool:
         model = self._model.clone()
         model.reshape({0: [size, *self.input_shape]})
         hint = "LATENCY" if size == 1 else "THROUGHPUT"
@@ -247,42 +247,7 @@ class OpenVINOBackend:
             compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, **self._options})
         except RuntimeError as error:
             raise TargetUnavailableError(f"OpenVINO cannot compile the model ({_brief(error)})") from error
-        return _Pool(compiled)
-
-
-class _Pool:
-    """A compiled model with a request and a thread for each of its streams.
-
-    The threads are Python's own, not those that OpenVINO's asynchronous calls report from: such a thread needs the
-    interpreter's lock until its task is destroyed, and releasing a compiled model joins it while holding that lock.
-    """
-
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self.compiled = compiled
-        self.size: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(self.size):
-            self._idle.put(compiled.create_infer_request())
-        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="openvino")
-
-    def start(self, batch: NDArray[np.uint8], count: int) -> Future[Outputs]:
-        """Run ``batch``, of which the first ``count`` rows are wanted; blocks while every stream is busy."""
-        request = self._idle.get()
-        try:
-            return self._threads.submit(self._run, request, batch, count)
-        except RuntimeError as error:
-            self._idle.put(request)
-            raise TargetUnavailableError("this backend is closed") from error
-
-    def _run(self, request: openvino.InferRequest, batch: NDArray[np.uint8], count: int) -> Outputs:
-        try:
-            request.infer({0: batch}, share_inputs=True)
-            return Outputs(*(request.get_output_tensor(i).data[:count].copy() for i in range(3)))
-        finally:
-            self._idle.put(request)
-
-    def close(self) -> None:
-        self._threads.shutdown()
+        return Pool(compiled)
 
 
 def _convert_once(ov: Any) -> None:

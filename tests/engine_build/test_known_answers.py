@@ -151,9 +151,9 @@ def with_head(model):
 
 
 def test_a_plan_that_is_wrong_fails_the_build(tiny_onnx, tmp_path, monkeypatch):
-    original = openvino._Pool._run
+    original = openvino.Pool._run
     monkeypatch.setattr(
-        openvino._Pool,
+        openvino.Pool,
         "_run",
         lambda self, request, batch, count: original(self, request, batch, count)._replace(
             logits=np.zeros((count, CLASSES), np.float32)

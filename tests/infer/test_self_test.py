@@ -50,13 +50,13 @@ def runs(monkeypatch):
 def wrong(monkeypatch):
     """OpenVINO computes something else, in batches of 8 or of the sizes given."""
     sizes = [8]
-    original = openvino._Pool._run
+    original = openvino.Pool._run
 
     def shifted(self, request, batch, count):
         outputs = original(self, request, batch, count)
         return outputs._replace(logits=np.roll(outputs.logits, 1, axis=1)) if len(batch) in sizes else outputs
 
-    monkeypatch.setattr(openvino._Pool, "_run", shifted)
+    monkeypatch.setattr(openvino.Pool, "_run", shifted)
     return sizes
 
 
