@@ -113,7 +113,7 @@ def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _name_new_nodes(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
     taken = {node.name for node in new.graph.node}
-    missing = sorted({node.name for node in old.graph.node} - taken)
+    missing = sorted({node.name for node in old.graph.node if node.name} - taken)
     if missing:
         raise GraphError(
             f"converted to opset {opset_of(new)}, the graph lost its nodes {', '.join(missing[:5])}; "

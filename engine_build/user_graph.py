@@ -14,6 +14,7 @@ from calibration.onnx_index import Index
 from engine_build.constants import fold_constants
 from engine_build.external_data import load_onnx
 from engine_build.graph import OPSET, TOLERANCE, Logits
+from engine_build.opsets import opset_of
 from engine_build.precision import value_types
 from engine_build.reference import graph_logits, normalise, remembered
 from engine_build.refusals import (
@@ -62,7 +63,7 @@ def _checked(model: onnx.ModelProto, spec: Preprocessing, path: Path) -> tuple[o
     refuse_one_logit(shape_out[1])
     refuse_constants(model)
     refuse_types(model)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset, old = opset_of(model), model
     if opset < 17:
         model = _converted(model, opset)
     model.ir_version = max(model.ir_version, 8)  # before 4, every weight has to be an input too
@@ -71,6 +72,8 @@ def _checked(model: onnx.ModelProto, spec: Preprocessing, path: Path) -> tuple[o
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
+    if model is not old:
+        _check_conversion(old, model, spec)
     if Index(model).op_counts()["Conv"] == 0:
         raise GraphError("no convolution in it; is it an image classifier?")
     _refuse_softmax(model)
@@ -111,6 +114,26 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise GraphError(
             f"opset {opset} cannot be converted to {OPSET} ({str(error)[:200]}); export it with 17 or later"
         ) from error
+
+
+def _check_conversion(old: onnx.ModelProto, new: onnx.ModelProto, spec: Preprocessing) -> None:
+    """Compare the logits before and after; nothing is compared where ONNX Runtime cannot run a graph so old.
+
+    Raises:
+        GraphError: they differ.
+    """
+    batch = _shape(next(value for value in old.graph.input if value.name == new.graph.input[0].name))[0]
+    images = synthetic_images(batch or 1, spec.crop)
+    try:
+        expected = graph_logits(old, spec)(images)
+    except Exception:  # as above
+        return
+    found = graph_logits(new, spec)(images)
+    limit = TOLERANCE * float(np.abs(expected).max())
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True):
+        raise GraphError(
+            f"converted from opset {opset_of(old)} to {opset_of(new)} it gives other logits; export it with 17 or later"
+        )
 
 
 def _run_batched(model: onnx.ModelProto, spec: Preprocessing) -> tuple[Logits, int]:

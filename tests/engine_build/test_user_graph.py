@@ -411,3 +411,18 @@ def test_local_functions_are_inlined(tmp_path):
     opsets = [onnx.helper.make_opsetid("", 20)]
     model.functions.append(onnx.helper.make_function("local", "Positive", ["a"], ["b"], body, opsets))
     assert Index(check(tmp_path, model)).op_counts()["Relu"] == 1
+
+
+def test_a_conversion_that_changes_the_logits_is_refused(tmp_path, monkeypatch):
+    convert = onnx.version_converter.convert_version
+
+    def wrong(model, opset):
+        converted = convert(model, opset)
+        next(node for node in converted.graph.node if node.op_type == "Relu").op_type = "Abs"
+        return converted
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", wrong)
+    with pytest.raises(
+        GraphError, match="from opset 13 to 20 it gives other logits; export it with 17 or later"
+    ):
+        load(tmp_path, classifier(opset=13))
