@@ -38,8 +38,8 @@ _SUSPICIOUS = 10.0
 _ROOM = 6.0
 # Where roundings leave hardly anything no figure tells right from wrong, but NaN and infinity do.
 _NOTHING = -99.0
-# Between float32 and the typed graph such roundings are those of the precision itself: E4M3 has 3 bits, and of the steps
-# of int8 a common value has 2^5. Between that graph and a plan they are what its kernels round.
+# Between float32 and the typed graph such roundings are those of the precision itself: E4M3 has 3 bits, and a common
+# value of int8 is 2^5 steps. Between that graph and a plan they are what its kernels round.
 _GRAPH_ROUNDOFF = {
     "fp32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-6, "auto": 2.0**-6, "fp8": 2.0**-4,
 }  # fmt: skip
