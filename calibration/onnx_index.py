@@ -103,9 +103,9 @@ class Index:
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         read = {name for node in nodes for name in node.input} | self.outputs
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        for at in reversed(range(len(self.graph.initializer))):  # in place: filling the list again copies every weight
+            if self.graph.initializer[at].name not in read:
+                del self.graph.initializer[at]
         self.refresh()
 
     def op_counts(self) -> Counter[str]:

@@ -99,8 +99,9 @@ def own_constants(index: Index) -> None:
 
     Node names must be unique. From here on a pass may change a constant of one node without a look at others.
     """
+    index.set_nodes(index.graph.node)  # now every constant is an initializer that is read
     taken = {name for node in index.graph.node for name in node.output} | {v.name for v in index.graph.input}
-    owned: list[onnx.TensorProto] = []
+    owned: set[str] = set()
     for node in index.graph.node:
         parts = _PARTS.get(node.op_type, ())
         for position, old in enumerate(node.input):
@@ -114,9 +115,10 @@ def own_constants(index: Index) -> None:
                 name = f"{base}_{number}"
             taken.add(name)
             node.input[position] = name
-            owned.append(onnx.TensorProto())
-            owned[-1].CopyFrom(index.constants[old])
-            owned[-1].name = name
-    del index.graph.initializer[:]
-    index.graph.initializer.extend(owned)
+            tensor = index.constants[old]
+            if old in owned:
+                tensor = index.graph.initializer.add()
+                tensor.CopyFrom(index.constants[old])
+            owned.add(old)
+            tensor.name = name
     index.refresh()

@@ -75,7 +75,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         # The builder clamps or ignores values out of range without a word.
         for label, value, low, high in (
-            ("workspace", self.workspace, 1, None),
+            ("workspace", self.workspace, 1, 2**63 - 1),
             ("optimization level", self.optimization_level, 0, 5),
             ("auxiliary streams", self.max_aux_streams, 0, None),
             ("averaged timing iterations", self.avg_timing_iterations, 1, None),

@@ -6,6 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +20,7 @@ from engine_build.int8 import Int8Options, quantise
 from engine_build.precision import to_precision
 from engine_build.source import SourceOptions, Steps, load_source
 from engine_build.synthetic import synthetic_images
+from infer.blame import ScaleFit
 from infer.bundle import file_entry, read_manifest
 from infer.errors import AccuracyError, GraphError
 
@@ -87,6 +89,17 @@ def test_stale_scales_are_the_calibrations_fault(source, quantised, images, tmp_
     assert "\n" not in str(caught.value)
 
 
+def test_scales_that_do_not_fit_are_asked_for_more(source, quantised, typed, images, monkeypatch):
+    """A calibration on noise may leave more than the floor: what counts is that other scales would do far better."""
+    monkeypatch.setitem(FLOORS, "int8", 5.0)
+    Gates(source, "int8", images).graph(typed, quantised)
+    monkeypatch.setattr("engine_build.gates.Gates.scale_fit", lambda *_: ScaleFit("mse", 14.0, "relu", 4.0))
+    monkeypatch.setitem(FLOORS, "int8", 15.0)
+    with pytest.raises(AccuracyError, match=r"^calibration: .*at least 25\.0 dB are needed"):
+        Gates(source, "int8", images).graph(typed, quantised)
+    Gates(source, "int8", images, min_sqnr=10).graph(typed, quantised)  # asked for by name: nothing else counts
+
+
 def test_scales_of_other_tensors_are_the_calibrations_fault(source, quantised, images, tmp_path):
     names = list(quantised.cache.scales)
     others = dict(zip(names, names[1:] + names[:1], strict=True))
@@ -150,9 +163,14 @@ def test_a_plan_that_does_not_run_here_is_not_checked(source, images, monkeypatc
 
 
 def test_which_images(source, narrow_row, tmp_path):
-    few = gate_images(source, Int8Options(), 64.0)
+    trained = dataclasses.replace(source, info=msgspec.structs.replace(source.info, trained=True))
+    few = gate_images(trained, Int8Options(), 64.0)
     assert few.images.shape == (8, 32, 32, 3) and few.source == "8 synthetic pictures"
+    # Random weights are calibrated with the images of another model.
+    assert gate_images(source, Int8Options(), 64.0).source == "8 calibration images"
     assert len(gate_images(source, Int8Options(), 0.001).images) == 64
+    unreadable = Int8Options(calibration=Request((str(tmp_path),)))
+    assert gate_images(trained, unreadable, 4.0).source == "16 synthetic pictures"
     asked = gate_images(source, Int8Options(calibration=Request((str(shipped_set()),))), 4.0)
     assert asked.images.shape == (16, 32, 32, 3) and asked.source == "16 calibration images"
     shipped = dataclasses.replace(source, row=SimpleNamespace(shipped=shipped_set().parent))

@@ -205,6 +205,21 @@ def test_operators_of_other_networks(nodes, constants, precision):
         np.testing.assert_allclose(infer(typed, images)["logits"], exact, atol=0.02 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("high", [None, np.finfo(np.float32).max, np.inf, 1e6])
+def test_bounds_beyond_the_type_become_its_largest_number(precision, high):
+    """TensorRT takes the largest float32 for a bound that is missing; exporters write it for ``clamp(min=0)``."""
+    clip = ("Clip", "b low" if high is None else "b low high", "r")
+    constants = {**classifier_constants(), "low": np.float32(0)} | ({} if high is None else {"high": np.float32(high)})
+    model = prepared([*CLASSIFIER[:2], clip, *CLASSIFIER[3:]], constants)
+    typed = to_precision(model, precision)
+    node = next(node for node in typed.graph.node if node.op_type == "Clip")
+    low, found = (Index(typed).value(name).astype(np.float64) for name in node.input[1:])
+    largest = {"fp16": 65504.0, "bf16": float(np.float32(2) ** 127 * np.float32(2 - 2**-7))}[precision]
+    assert low == 0 and (found == largest or (precision == "bf16" and high == 1e6 and abs(found - 1e6) < 4e3))
+    onnx.checker.check_model(typed, full_check=True)
+
+
 # --- overflow --------------------------------------------------------------------------------------------------------
 
 

@@ -422,7 +422,5 @@ def test_a_conversion_that_changes_the_logits_is_refused(tmp_path, monkeypatch):
         return converted
 
     monkeypatch.setattr(onnx.version_converter, "convert_version", wrong)
-    with pytest.raises(
-        GraphError, match="from opset 13 to 20 it gives other logits; export it with 17 or later"
-    ):
+    with pytest.raises(GraphError, match="from opset 13 to 20 it gives other logits; export it with 17 or later"):
         load(tmp_path, classifier(opset=13))
