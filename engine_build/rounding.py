@@ -19,6 +19,10 @@ from engine_build.weight_scales import RoundedWeights, from_rows, weight_rows, w
 
 #: Enough: 64 rows an image are more than the largest window has weights.
 IMAGES = 128
+#: Longer rows of weights are rounded to nearest: their moments would take hundreds of megabytes and minutes to factor.
+LONGEST = 8192
+# Of moments that are held at once; deeper networks than the published ones take another pass over the images.
+_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,40 @@ def round_layers(
     index = Index(graph)
     nodes = [node for node in quantisable_nodes(index) if node.name not in exclude]
     inputs = layer_inputs(index, nodes, tensors)
-    moments = collect_moments(graph, (images[at : at + 1] for at in range(len(images))), inputs, progress)
-    found = {}
-    for node in nodes:
-        if node.name in inputs:
-            weight = index.value(node.input[1])
-            taken = moments.pop(node.name)  # the largest things here
-            found[node.name] = _round(weight, channel_axis(node), inputs[node.name], taken, method, pair_safe)
-    return RoundedLayers(found, len(images))
+    sizes = {node.name: _bytes(index, node, inputs[node.name]) for node in nodes if node.name in inputs}
+    found: dict[str, RoundedWeights] = {}
+    for number, names in enumerate(_passes(sizes)):
+        taken = collect_moments(
+            graph, (images[at : at + 1] for at in range(len(images))), {name: inputs[name] for name in names},
+            progress if number == 0 else lambda done: None,
+        )  # fmt: skip
+        for node in nodes:
+            if node.name in taken:
+                weight, moments = index.value(node.input[1]), taken.pop(node.name)
+                found[node.name] = _round(weight, channel_axis(node), inputs[node.name], moments, method, pair_safe)
+    return RoundedLayers(found, len(images), "" if found else "no layer whose input can be sampled")
+
+
+def _bytes(index: Index, node: onnx.NodeProto, layer: LayerInput) -> int:
+    """Size of a layer's second moments."""
+    weight = index.constants[node.input[1]].dims
+    length = int(np.prod(weight, dtype=np.int64)) // weight[channel_axis(node)]
+    return layer.groups * length * length * 4
+
+
+def _passes(sizes: Mapping[str, int]) -> list[list[str]]:
+    """The layers in as many groups as memory asks for, without those whose rows are too long."""
+    passes: list[list[str]] = []
+    held = 0
+    for name, size in sizes.items():
+        if size > LONGEST * LONGEST * 4:
+            continue
+        if not passes or held + size > _BYTES:
+            passes.append([])
+            held = 0
+        passes[-1].append(name)
+        held += size
+    return passes
 
 
 def _round(

@@ -14,6 +14,7 @@ from calibration.collect import collect
 from calibration.onnx_index import Index
 from calibration.run import Request
 from calibration.tensors import activation_steps, activation_tensors
+from engine_build import rounding
 from engine_build.build import BuildOptions, build
 from engine_build.int8 import Int8Options, make_cache, quantise
 from engine_build.pairs import saturating_pairs
@@ -89,6 +90,23 @@ def test_layers_compute_nearer_to_float(source, amax):
 def test_excluded_layers_are_left_out(source, amax):
     found = rounded(source, amax, pictures(2), exclude=["conv1"])
     assert "conv1" not in found.weights and len(found.weights) == 20
+
+
+def test_little_memory_takes_more_passes_with_the_same_result(source, amax, monkeypatch):
+    images = pictures(6, seed=11)
+    whole = rounded(source, amax, images)
+    monkeypatch.setattr(rounding, "_BYTES", 1 << 15)
+    seen = []
+    parts = rounded(source, amax, images, progress=seen.append)
+    assert list(whole.weights) == sorted(parts.weights, key=list(whole.weights).index) and sum(seen) == 6
+    for name, weights in whole.weights.items():
+        np.testing.assert_array_equal(weights.integers, parts.weights[name].integers)
+
+
+def test_rows_too_long_are_rounded_to_nearest(source, amax, monkeypatch):
+    monkeypatch.setattr(rounding, "LONGEST", 100)
+    found = rounded(source, amax, pictures(2)).weights
+    assert "conv1" not in found and "layer4.1.conv2" not in found and "fc" in found
 
 
 def test_only_a_cache_rounds_to_nearest_and_says_so(source, folder, tmp_path):
