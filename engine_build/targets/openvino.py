@@ -19,9 +19,9 @@ _NO_WORK = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
 _SPLIT_BIAS, _FACTOR = "/WithoutBiases", "/DequantizationMultiply"
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # What each precision asks of the plugin. A CPU without that arithmetic would emulate it slowly, so the hint is only
-# given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph, which is
-# faster in bfloat16 at the same accuracy (docs/int8.md); what auto keeps out of int8 is to be exact.
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "bf16", "auto": "f32"}
+# given where the CPU has it; the audit says what then runs. For int8 it is about the rest of the graph: bfloat16 there
+# is up to a fifth faster and costs 0.5 dB (docs/gates.md), so that a bundle would not be the same on every CPU.
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "auto": "f32"}
 
 
 def build_openvino(
@@ -89,8 +89,6 @@ def inference_precision(core: Any, precision: str, float32_nodes: Collection[str
         return "f32", [f"{len(float32_nodes)} nodes need float32, which OpenVINO then takes for all"]
     if computes_in(core, hint):
         return hint, []
-    if precision == "int8":
-        return "f32", []
     return "f32", [f"this CPU has no {precision} arithmetic: weights are {precision}, OpenVINO computes in float32"]
 
 

@@ -22,7 +22,7 @@ def capabilities(*names):
 
 
 @pytest.mark.parametrize(
-    ("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "bf16"), ("auto", "f32")]
+    ("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "f32"), ("auto", "f32")]
 )
 def test_the_hint_of_a_cpu_that_can(precision, hint, monkeypatch):
     monkeypatch.setattr("infer.backends.openvino._cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
