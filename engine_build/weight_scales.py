@@ -16,9 +16,9 @@ METHODS = ("max", "mse")
 LEVELS = 127
 # Multiples of the scale that reaches a channel's largest weight. Above 1 only pairs have to gain.
 _MOST = 2 * LEVELS / LIMIT  # two neighbours of the largest size fit
-_COARSE = np.arange(0.5, 2.0, 0.05, dtype=np.float32)
-_UNPAIRED = 11  # of them reach 1
-_FINE = np.array([-4, -3, -2, -1, 1, 2, 3, 4], np.float32) / 100
+_COARSE = np.arange(0.5, 2.0, 0.1, dtype=np.float32)
+_UNPAIRED = 6  # of them reach 1
+_FINE = np.array([-6, -4, -2, 2, 4, 6], np.float32) / 100
 _CHUNK = 1 << 16  # weights that are tried at a time, so that they stay in the processor's cache
 
 

@@ -112,6 +112,8 @@ def functional_forward(state, depths, groups, x):
                 y = bn(y, f"{here}.bn0")
             if block >= 1:
                 y = F.relu(y)
+            if block == 1:
+                x = y  # nothing stands before this ReLU, which the official code applies in place
             for number in range(1, last + 1):
                 stride = 2 if block == 0 and number == strided else 1
                 y = conv(y, f"{here}.conv{number}", stride, groups[stage - 1] if last == 3 and number == 2 else 1)

@@ -51,8 +51,13 @@ def test_fp32_has_the_top1_of_pytorch_on_every_image(shipped, shipped_images, ex
 @pytest.mark.parametrize(("target", "count"), [("openvino", 2000), ("onnxruntime", 1000)])
 def test_fp16_agrees_with_fp32(shipped, shipped_images, exact, target, count):
     found = run(shipped("fp16"), shipped_images[0][:count], target)
-    assert agreement(found, exact) >= 0.999
-    assert 1e-5 < np.abs(found.logits - exact[:count]).max() < 0.1
+    # Some CPUs really compute in float16: images whose two best classes are that near may change places.
+    largest = np.abs(found.logits - exact[:count]).max()
+    best = np.sort(exact[:count], axis=1)
+    near = best[:, -1] - best[:, -2] < 2 * largest
+    assert agreement(found, exact) >= 0.995
+    assert (found.classes[:, 0] == exact[:count].argmax(1))[~near].all()
+    assert 1e-5 < largest < 0.1
 
 
 def test_bf16_agrees_with_fp32(shipped, shipped_images, exact):
