@@ -157,7 +157,7 @@ def _rounding_images(source: Source, options: Int8Options) -> NDArray[np.uint8] 
         request = with_images(source, request)
     except InputError:  # the cache of an earlier build serves without images
         return None
-    return load_images(request, source.spec, IMAGES if source.info.trained else UNTRAINED_IMAGES // 2)
+    return load_images(request, source.spec, IMAGES if source.info.trained else UNTRAINED_IMAGES)
 
 
 def load_images(request: Request, spec: Preprocessing, count: int) -> NDArray[np.uint8]:
