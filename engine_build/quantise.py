@@ -114,6 +114,9 @@ def insert_qdq(
     moved: dict[str, tuple[float, float]] = {}
     for group in _moved_groups(index, chosen, amax, placement):
         moved.update(dict.fromkeys(group.tensors, apply_shift(index, group, amax)))
+        # A branch that gives back has another range than was calibrated.
+        lifted = {output for node in work.graph.node if node.name in group.branches for output in node.output}
+        additions = {name: [t for t in read if t not in lifted] for name, read in additions.items()}
 
     writer = _Writer(index, amax, {tensor: scale for tensor, (scale, _) in moved.items()})
     for node in quantisable_nodes(index):

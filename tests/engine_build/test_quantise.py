@@ -193,6 +193,11 @@ def test_a_shortcut_behind_a_relu_uses_the_whole_range_and_the_branch_gives_it_b
         add = next(node for node in quantised.graph.node if node.name == "sum")
         assert set(add.input) == {"c2", "r" if exclude else "r.dequantised"}
         assert sqnr(run(quantised, x)[0], expected) > 40
+    ranges = collect(net, [x], activation_tensors(net, "both")).amax("minmax", activation_steps(net))
+    both, done = insert_qdq(net, ranges, Placement("both"))
+    add = next(node for node in both.graph.node if node.name == "sum")
+    assert done.additions == ("sum",) and set(add.input) == {"c2", "r.dequantised"}
+    assert sqnr(run(both, x)[0], expected) > 40
     probe = insert_qdq(net, amax)[0]
     probe.graph.output.append(onnx.helper.make_tensor_value_info("r.int8", onnx.TensorProto.INT8, None))
     (integers,) = run(probe, x, ["r.int8"])
