@@ -275,7 +275,8 @@ def test_strict_keeps_the_rows_before(call, tiny, album, tmp_path):
 
 # One CPU: how far decoding runs ahead, and so how many rows are out at a point, depends on their number.
 PROGRAM = """
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores, with what it starts
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 import infer.parquet_sink
