@@ -87,8 +87,8 @@ $(INSTALLED): setup.py constraints.txt
 	@touch $@
 
 # The JPEG kernel anew when its sources have changed; optional, as in the installation.
-$(READY): $(INSTALLED) $(wildcard infer/native/*.[ch])
-	@$(RUN) setup.py --quiet build_ext --inplace || echo "infer/native was not compiled; JPEG files go through libraries"
+$(READY): $(INSTALLED) $(wildcard infer/images/native/*.[ch])
+	@$(RUN) setup.py --quiet build_ext --inplace || echo "infer/images/native was not compiled; JPEG files go through libraries"
 	@touch $@
 
 clean:  ## remove built engines and caches

@@ -15,9 +15,9 @@ PARQUET = ["pyarrow>=20"]
 
 # Decoding and resizing in one pass. Left out, with a warning, where a compiler or libjpeg-turbo's headers are missing.
 NATIVE = Extension(
-    "infer.native._jpeg",
-    [f"infer/native/{name}.c" for name in ("module", "jpeg", "exif", "resample", "resample_avx2")],
-    depends=[f"infer/native/{name}.h" for name in ("jpeg", "exif", "resample")],
+    "infer.images.native._jpeg",
+    [f"infer/images/native/{name}.c" for name in ("module", "jpeg", "exif", "resample", "resample_avx2")],
+    depends=[f"infer/images/native/{name}.h" for name in ("jpeg", "exif", "resample")],
     libraries=["jpeg"],
     # No fused multiply-add: the filter weights must be those of Pillow, bit for bit.
     extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-std=c11"],
@@ -35,8 +35,10 @@ setup(
     ext_modules=[NATIVE],
     package_data={
         "engine_build.shipped": ["*/*.safetensors", "*/*.tar.gz", "*/*.txt", "*/*.md", "*/*.json"],
-        "infer": ["data/*"],
-        "infer.report": ["page.css", "page.js"],
+        "infer.bench": ["gpus.tsv"],
+        "infer.datasets": ["imagenet1k*", "LICENSE.*"],
+        "infer.export": ["*.cpp", "*.mk"],
+        "infer.verify.report": ["page.css", "page.js"],
     },
     install_requires=["numpy>=1.26", "pillow>=11", "msgspec>=0.19", "typer>=0.15", "rich>=13"],
     extras_require={
@@ -46,7 +48,7 @@ setup(
             *OPENVINO, "tensorrt-rtx-cu13>=1.5" + LINUX_X86,
         ],
         "openvino": OPENVINO,
-        # JPEG decoding on the host where infer.native was not compiled.
+        # JPEG decoding on the host where infer.images.native was not compiled.
         "fast": ["simplejpeg>=1.8", "cykooz-resizer>=4"],
         # pycuda is compiled against the CUDA toolkit of the machine.
         "gpu": ["tensorrt>=10.8", "pycuda>=2025.1"],

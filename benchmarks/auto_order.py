@@ -24,16 +24,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.run import Request
+from calibration.from_images import Request
 from calibration.sensitivity import logit_errors, roundings
-from engine_build.auto import order, tied_layers
-from engine_build.budget import Budget, Meter
-from engine_build.int8 import Int8Graph, Int8Options, quantise
-from engine_build.precision import to_precision
-from engine_build.quantise import insert_qdq
+from engine_build.precision.casts import to_precision
+from engine_build.quantise.auto import order, tied_layers
+from engine_build.quantise.budget import Budget, Meter
+from engine_build.quantise.int8 import Int8Graph, Int8Options, quantise
+from engine_build.quantise.qdq import insert_qdq
 from engine_build.source import Source, SourceOptions, Steps, load_source
 from infer.datasets import open_dataset
-from infer.decode_pool import load_batches
+from infer.pipeline.host import load_batches
 from infer.sources import iter_records
 
 MODEL = "iresnet50_fashion"

@@ -116,11 +116,11 @@ def prepare(what: str, folder: Path) -> int:
     import onnx
 
     from calibration.tensors import activation_tensors
-    from engine_build import graph as passes
-    from engine_build.export import export_torch
+    from engine_build.graph import passes
+    from engine_build.graph.export import export_torch
+    from engine_build.network.weights import random_weights
+    from engine_build.network.zoo import find_model
     from engine_build.synthetic import synthetic_images
-    from engine_build.weights import random_weights
-    from engine_build.zoo import find_model
 
     model, images = what.split(":")
     row = find_model(model)
@@ -143,7 +143,7 @@ def read_images(folder: Path) -> Iterator[Any]:
 
 def run_ours(case: str, folder: Path) -> int:
     """One pass, then the ranges by one method or by all."""
-    from calibration.collect import collect
+    from calibration.streaming import collect
 
     names = json.loads((folder / "tensors.json").read_text())
     everything = case == "all methods"

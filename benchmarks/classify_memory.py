@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "engine_build/shipped/iresnet50_fashion/test.tar.gz"
 
 # Small parts, so that a kill finds something to resume in Parquet too.
-PROGRAM = "import infer.parquet_sink as p; p.PART_ROWS = 1024\nfrom infer.cli import main; main()"
+PROGRAM = "import infer.classify.sinks.parquet as p; p.PART_ROWS = 1024\nfrom infer.cli import main; main()"
 
 
 def main() -> None:

@@ -24,15 +24,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine_build.as_written import as_written
-from engine_build.build import BuildOptions, build
-from engine_build.reference import graph_logits
+from engine_build.build_bundle import BuildOptions, build
+from engine_build.checks.as_written import as_written
+from engine_build.graph.reference import graph_logits
+from engine_build.network.zoo import find_model
 from engine_build.source import SourceOptions, Steps, load_source
-from engine_build.zoo import find_model
 from infer.backends.openvino import OpenVINOBackend
 from infer.bundle import GRAPH, find_plan, read_manifest
+from infer.checks.sqnr import agreement
 from infer.datasets import open_dataset
-from infer.sqnr import agreement
 
 MODEL = "iresnet50_fashion"
 #: What is allowed, as oneDNN calls it, and the instruction set that OpenVINO then reports of its int8 kernels.

@@ -94,8 +94,8 @@ def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
 def decode(bundle: Path, files: list[Path], _batch: int) -> Way:
     """Its decoding and pre-processing."""
     from infer.bundle import read_manifest
-    from infer.decode_pool import load_batches
-    from infer.preprocess import Preprocessing
+    from infer.images.resize import Preprocessing
+    from infer.pipeline.host import load_batches
     from infer.sources import iter_records
 
     spec = Preprocessing.from_json(read_manifest(bundle).preprocessing)
@@ -109,7 +109,7 @@ def decode(bundle: Path, files: list[Path], _batch: int) -> Way:
 
 def model(bundle: Path, _files: list[Path], _batch: int) -> Way:
     """Its runner on batches that are ready."""
-    from infer.benchmark import synthetic_batches
+    from infer.bench.measure import synthetic_batches
     from infer.runner import open_bundle
 
     runner = open_bundle(bundle, allow_untrained=True)
@@ -151,7 +151,7 @@ def network(bundle: Path) -> tuple[Any, Any]:
 
     from engine_build import create_model
     from infer.bundle import read_manifest
-    from infer.preprocess import Preprocessing
+    from infer.images.resize import Preprocessing
 
     manifest = read_manifest(bundle)
     spec, info = Preprocessing.from_json(manifest.preprocessing), manifest.model
@@ -220,7 +220,7 @@ def loader(bundle: Path, files: list[Path], batch: int) -> Way:
     import torch
 
     from infer.bundle import read_manifest
-    from infer.preprocess import Preprocessing
+    from infer.images.resize import Preprocessing
 
     net, _ = network(bundle)
     spec = Preprocessing.from_json(read_manifest(bundle).preprocessing)
@@ -354,7 +354,7 @@ class Worker:
 
 def default_bundle() -> Path:
     """iresnet50 at int8, built when it is not there."""
-    from engine_build.build import BuildOptions, build
+    from engine_build.build_bundle import BuildOptions, build
 
     options = BuildOptions(model="iresnet50", precision="int8", targets=("openvino",))
     if not (options.folder / "manifest.json").is_file():

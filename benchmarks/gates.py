@@ -2,7 +2,8 @@
 
     python benchmarks/gates.py [--model iresnet50_fashion] [--width W]
 
-Every row quantises the model's float graph with other scales and passes it through :class:`engine_build.gates.Gates`.
+Every row quantises the model's float graph with other scales and passes it through
+:class:`engine_build.checks.gates.Gates`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.cache import CalibrationCache
-from calibration.collect import collect
-from calibration.run import Request, choose_images
+from calibration.from_images import Request, choose_images
+from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
 from calibration.thresholds import METHODS, SYMMETRIC_STEPS
-from engine_build.gates import Gates, gate_images
-from engine_build.gmac import count_gmac
-from engine_build.int8 import Int8Graph, Int8Options, quantise, with_images
-from engine_build.precision import to_precision
-from engine_build.quantise import insert_qdq
+from engine_build.checks.gates import Gates, gate_images
+from engine_build.graph.gmac import count_gmac
+from engine_build.precision.casts import to_precision
+from engine_build.quantise.int8 import Int8Graph, Int8Options, quantise, with_images
+from engine_build.quantise.qdq import insert_qdq
 from engine_build.source import Source, SourceOptions, Steps, load_source
-from infer.decode_pool import load_batches
 from infer.errors import AccuracyError
+from infer.pipeline.host import load_batches
 
 Row = tuple[str, onnx.ModelProto, Int8Graph]
 

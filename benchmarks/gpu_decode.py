@@ -25,10 +25,10 @@ from PIL import Image, ImageFile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from preprocess import jpegs
 
-from infer.dali import Decoder, PlannedFile, plan_file
-from infer.decode_pool import usable_cpus
-from infer.jpeg import decoder_name, load_input
-from infer.preprocess import IMAGENET, Preprocessing
+from infer.images.jpeg import decoder_name, load_input
+from infer.images.resize import IMAGENET, Preprocessing
+from infer.pipeline.dali import Decoder, PlannedFile, plan_file
+from infer.pipeline.host import usable_cpus
 
 
 def host_pixels(tensor: Any) -> np.ndarray:

@@ -28,23 +28,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.collect import collect
 from calibration.onnx_index import Index
+from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
-from engine_build import equalise
-from engine_build.export import export_torch
-from engine_build.graph import prepare
-from engine_build.precision import to_precision
-from engine_build.quantise import Placement, insert_qdq, layer_scales
-from engine_build.rounding import IMAGES, round_layers
-from engine_build.weights import load_weights
-from engine_build.zoo import find_model
-from infer.accuracy import Tally
+from engine_build.graph import equalise
+from engine_build.graph.export import export_torch
+from engine_build.graph.passes import prepare
+from engine_build.network.weights import load_weights
+from engine_build.network.zoo import find_model
+from engine_build.precision.casts import to_precision
+from engine_build.quantise.qdq import Placement, insert_qdq, layer_scales
+from engine_build.quantise.rounding import IMAGES, round_layers
 from infer.backends.base import Outputs
 from infer.datasets import open_dataset
-from infer.decode_pool import load_batches
+from infer.pipeline.host import load_batches
 from infer.progress import progress
 from infer.sources import iter_records
+from infer.verify.accuracy import Tally
 
 MODEL = "iresnet50_fashion"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

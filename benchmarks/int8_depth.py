@@ -24,15 +24,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.collect import collect
 from calibration.onnx_index import Index
+from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors, quantisable_nodes, residual_inputs
-from engine_build.export import export_torch
-from engine_build.graph import prepare
-from engine_build.quantise import Placement, insert_qdq, layer_scales
-from engine_build.rounding import IMAGES, round_layers
+from engine_build.graph.export import export_torch
+from engine_build.graph.passes import prepare
+from engine_build.network.zoo import FASHION, create_model
+from engine_build.quantise.qdq import Placement, insert_qdq, layer_scales
+from engine_build.quantise.rounding import IMAGES, round_layers
 from engine_build.shipped.train import balanced_sample, load_split, train
-from engine_build.zoo import FASHION, create_model
 
 SIZE = 32
 

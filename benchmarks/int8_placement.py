@@ -24,18 +24,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.collect import collect
 from calibration.onnx_index import Index
+from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors, quantisable_nodes
-from engine_build.export import export_torch
-from engine_build.graph import prepare
-from engine_build.precision import to_precision
-from engine_build.quantise import Placement, insert_qdq
+from engine_build.graph.export import export_torch
+from engine_build.graph.passes import prepare
+from engine_build.network.weights import random_weights
+from engine_build.network.zoo import find_model
+from engine_build.precision.casts import to_precision
+from engine_build.quantise.qdq import Placement, insert_qdq
 from engine_build.synthetic import synthetic_images
 from engine_build.targets.openvino import audit_runtime
 from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan
-from engine_build.weights import random_weights
-from engine_build.zoo import find_model
 from infer.backends.openvino import OpenVINOBackend
 
 Graph = onnx.ModelProto

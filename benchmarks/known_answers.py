@@ -24,14 +24,14 @@ import numpy as np
 import onnx
 
 from calibration.onnx_index import Index
-from engine_build.as_written import as_written
+from engine_build.checks.as_written import as_written
 from infer.bundle import GRAPH, file_entry, read_manifest, write_manifest
-from infer.checks_passed import PASSES
+from infer.checks.known_answers import read_answers
+from infer.checks.passed import PASSES
+from infer.checks.self_test import VARIABLE, check_plans
+from infer.checks.sqnr import centred_sqnr
 from infer.errors import KnownAnswersError
-from infer.known_answers import read_answers
 from infer.runner import open_bundle
-from infer.self_test import VARIABLE, check_plans
-from infer.sqnr import centred_sqnr
 
 SHIPPED, DEEP = "iresnet50_fashion", "iresnet101"
 INSTRUCTION_SETS = ("", "AVX512_CORE_VNNI", "AVX512_CORE", "AVX2_VNNI", "AVX2")
@@ -156,7 +156,7 @@ def caught(folder: Path) -> str | None:
 
 def build_all(work: Path, width: float) -> dict[str, Path]:
     """The right bundles, by name."""
-    from engine_build.build import BuildOptions, build
+    from engine_build.build_bundle import BuildOptions, build
 
     found = {}
     for model, options in ((SHIPPED, {}), (DEEP, {"width": None if width == 1 else width})):
@@ -213,7 +213,7 @@ def answers_left(bundle: Path, fault: Callable[[Layer], None], at: int) -> float
 def saturating_kernels(bundles: dict[str, Path], work: Path, width: float) -> Iterator[dict[str, Any]]:
     """The real thing: a bundle whose int8 weights were chosen for TensorRT alone, given an OpenVINO plan of its graph,
     under AVX2 and under what the CPU likes best."""
-    from engine_build.build import BuildOptions, build
+    from engine_build.build_bundle import BuildOptions, build
     from engine_build.targets import unavailable
 
     if (missing := unavailable("tensorrt_rtx")) is not None:

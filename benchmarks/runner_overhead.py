@@ -85,7 +85,7 @@ class TrtRunnerLoop:
         self.execution = self.engine = None
         self.buffers.clear()
         del self.scratch, self.stream
-        from infer.cuda import driver
+        from infer.backends.cuda import driver
 
         driver.pop_context()
         self.context.detach()

@@ -1,6 +1,6 @@
 """From images to activation ranges to a calibration cache.
 
-:func:`calibration.collect.collect` streams images and gives :class:`Statistics`; those give scales by any method;
+:func:`calibration.streaming.collect` streams images and gives :class:`Statistics`; those give scales by any method;
 scales with their provenance are a :class:`CalibrationCache`.
 """
 

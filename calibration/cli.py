@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
-from infer.command_line import DebugOption, JsonOption, guarded
+from calibration.from_images import DEFAULT_IMAGES, DEFAULT_METHOD
 from infer.errors import InputError
+from infer.terminal import DebugOption, JsonOption, guarded
 
 app = typer.Typer(
     name="iresnet-calibrate",
@@ -37,9 +37,9 @@ def run(
     import onnx
 
     from calibration.cache import write_cache
-    from calibration.run import Request, calibrate
+    from calibration.from_images import Request, calibrate
     from infer.bundle import GRAPH, check_files, read_manifest
-    from infer.preprocess import Preprocessing
+    from infer.images.resize import Preprocessing
     from infer.progress import progress
 
     manifest = read_manifest(bundle)

@@ -14,7 +14,7 @@ import numpy as np
 from calibration.histogram import Histogram
 from calibration.statistics import Statistics
 from calibration.thresholds import SYMMETRIC_STEPS, quantisation_error
-from infer.blame import ScaleFit
+from infer.checks.blame import ScaleFit
 
 # Mean squared relative error of rounding to E4M3: steps of 1/8 of the power of two below.
 _FP8_ROUNDING = 6.5e-4

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.activations import ActivationSession
-from calibration.collect import default_threads
 from calibration.onnx_index import Index, attribute
+from calibration.session import ActivationSession
+from calibration.streaming import default_threads
 from infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def collect_moments(
 
     Raises:
         InputError: no images.
-        GraphError: see :class:`calibration.activations.ActivationSession`.
+        GraphError: see :class:`calibration.session.ActivationSession`.
     """
     moments = {name: Moments() for name in layers}
     count = 0

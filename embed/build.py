@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 HEADERS = ("iresnet_infer.h", "iresnet_infer.hpp")
 LIBRARY = "libiresnet_infer.so"
 
-# What infer/embedding.py implements. Each ends with a buffer for the message of an error.
+# What infer/interop/c_api.py implements. Each ends with a buffer for the message of an error.
 EXTERNS = """
 int _iresnet_start(char *, size_t);
 int _iresnet_open(const char *, const char *, int, int, int, int, int, uint64_t *, char *, size_t);
@@ -36,7 +36,7 @@ int _iresnet_close(uint64_t, char *, size_t);
 
 START = """
 from _iresnet_infer import ffi
-from infer.embedding import ABI, Library
+from infer.interop.c_api import ABI, Library
 if ABI != {abi}:
     raise ImportError(f"libiresnet_infer speaks ABI {abi}, the package infer speaks {{ABI}}; build the library again")
 Library(ffi).register()

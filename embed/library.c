@@ -1,5 +1,5 @@
 /* The C half of libiresnet_infer: starts the interpreter, checks pointers, keeps the last error of each thread.
- * build.py puts cffi's declarations of the _iresnet_* functions, which infer/embedding.py implements, before it. */
+ * build.py puts cffi's declarations of the _iresnet_* functions, which infer/interop/c_api.py implements, before it. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>

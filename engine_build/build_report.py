@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infer.bundle import Manifest, Plan
-from infer.command_line import human_bytes
+from infer.terminal import human_bytes
 
 if TYPE_CHECKING:
     from engine_build.source import Steps

@@ -12,14 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.run import DEFAULT_IMAGES, DEFAULT_METHOD
+from calibration.from_images import DEFAULT_IMAGES, DEFAULT_METHOD
 from engine_build import cli_options as o
-from engine_build.auto import DEFAULT_BUDGET_IMAGES, DEFAULT_MAX_DROP
 from engine_build.build_report import as_record, print_result
+from engine_build.network.zoo import MODELS, count_macs, count_parameters, shape_only
+from engine_build.quantise.auto import DEFAULT_BUDGET_IMAGES, DEFAULT_MAX_DROP
 from engine_build.source import Steps
-from engine_build.zoo import MODELS, count_macs, count_parameters, shape_only
-from infer.command_line import DebugOption, JsonOption, guarded
 from infer.errors import InputError
+from infer.terminal import DebugOption, JsonOption, guarded
 
 app = typer.Typer(
     name="iresnet-build",
@@ -100,11 +100,11 @@ def build(
 
     Example: build -m iresnet101 -p int8 --weights iresnet101.pth --data imagenet/val
     """
-    from engine_build.auto import AutoOptions
-    from engine_build.build import BuildOptions
-    from engine_build.build import build as run
-    from engine_build.int8 import Int8Options
-    from engine_build.quantise import Placement
+    from engine_build.build_bundle import BuildOptions
+    from engine_build.build_bundle import build as run
+    from engine_build.quantise.auto import AutoOptions
+    from engine_build.quantise.int8 import Int8Options
+    from engine_build.quantise.qdq import Placement
     from engine_build.targets import BuildSettings
 
     if workspace is not None and workspace < 1:
@@ -182,9 +182,9 @@ def calibrate(
 
     One pass finds the ranges of every method; the text file is TensorRT's own cache format.
     """
-    from engine_build.build import default_cache, tool_name
-    from engine_build.int8 import make_cache
+    from engine_build.build_bundle import default_cache, tool_name
     from engine_build.option_checks import check_request, check_source
+    from engine_build.quantise.int8 import make_cache
     from engine_build.source import SourceOptions, load_source
 
     options = SourceOptions(
@@ -232,7 +232,7 @@ def demo(
 @guarded
 def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List the models: size, work, official accuracy, and whether trained weights are at hand."""
-    from engine_build.weights import SUFFIXES, cache_folder
+    from engine_build.network.weights import SUFFIXES, cache_folder
 
     rows = []
     for row in MODELS.values():

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from calibration.run import Request
-from engine_build.zoo import MODELS
+from calibration.from_images import Request
+from engine_build.network.zoo import MODELS
 from infer.bundle import BatchProfile
 from infer.errors import BundleError, InputError
-from infer.preprocess import Preprocessing
+from infer.images.resize import Preprocessing
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model of the table (see: models), or a name for --onnx.")

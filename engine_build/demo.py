@@ -10,14 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine_build.build import BuildOptions, build
+from engine_build.build_bundle import BuildOptions, build
+from engine_build.network.zoo import find_model
 from engine_build.targets import BuildSettings
-from engine_build.zoo import find_model
-from infer.command_line import human_bytes
 from infer.errors import AccuracyError
 from infer.predictions import Prediction
 from infer.runner import open_bundle
-from infer.verify import Verification, verify_bundle
+from infer.terminal import human_bytes
+from infer.verify.run import Verification, verify_bundle
 
 MODEL = "iresnet50_fashion"
 PRECISIONS = ("fp32", "fp16", "int8")

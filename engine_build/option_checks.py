@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from calibration.run import Request
+from calibration.from_images import Request
 from calibration.thresholds import check_method
-from engine_build.int8 import Int8Options
+from engine_build.quantise.int8 import Int8Options
 from engine_build.source import SourceOptions
 from infer.errors import InputError
 from infer.sources import iter_records

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infer.bench_cli import bench
-from infer.classify_cli import classify
-from infer.command_line import DebugOption, JsonOption, guarded, human_bytes
+from infer.bench.cli import bench
+from infer.classify.cli import classify
 from infer.errors import KnownAnswersError
-from infer.export_cli import export_deepstream, export_triton
-from infer.verify_cli import verify
+from infer.export.cli import export_deepstream, export_triton
+from infer.terminal import DebugOption, JsonOption, guarded, human_bytes
+from infer.verify.cli import verify
 
 if TYPE_CHECKING:
     from infer.bundle import Manifest
-    from infer.self_test import TargetReport
+    from infer.checks.self_test import TargetReport
 
 app = typer.Typer(
     name="iresnet-infer", help="Run, verify and inspect engine bundles.",
@@ -50,7 +50,7 @@ def info(
     """
     from infer.backends import TARGETS, availability
     from infer.bundle import check_files, read_labels, read_manifest
-    from infer.self_test import check_plans, passed_here
+    from infer.checks.self_test import check_plans, passed_here
 
     manifest = read_manifest(bundle)
     check_files(bundle, [manifest.graph, *(entry for plan in manifest.plans for entry in plan.files)])
@@ -73,7 +73,7 @@ def info(
 
 
 def _print_checks(reports: list[TargetReport]) -> None:
-    from infer.checks_passed import describe
+    from infer.checks.passed import describe
 
     for report in reports:
         if report.unavailable is not None:
@@ -88,9 +88,9 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
     from rich.console import Console
     from rich.table import Table
 
-    from infer.checks_passed import describe
-    from infer.known_answers import TELLING_DB
-    from infer.self_test import passed_here
+    from infer.checks.known_answers import TELLING_DB
+    from infer.checks.passed import describe
+    from infer.checks.self_test import passed_here
 
     model = manifest.model
     out = Console(highlight=False)

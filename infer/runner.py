@@ -22,18 +22,18 @@ import numpy as np
 
 from infer.backends.base import Backend, GpuOptions, Outputs
 from infer.bundle import Manifest, read_labels, read_manifest
+from infer.checks.self_test import SelfTest
 from infer.errors import InputError, TargetUnavailableError, UntrainedError
+from infer.images.resize import Preprocessing
 from infer.predictions import Prediction, rank
-from infer.preprocess import Preprocessing
-from infer.self_test import SelfTest
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-    from infer.cuda.arrays import DeviceOutputs
-    from infer.cuda.events import Event
+    from infer.backends.cuda.arrays import DeviceOutputs
+    from infer.backends.cuda.events import Event
     from infer.pipeline import Answers, DecoderName, Waiting
     from infer.sources import Record
 
@@ -194,7 +194,7 @@ class Runner:
                 of its own size. A list may mix them.
             top: classes an image, at most the ``k`` of the graph; None for all ``k``.
             strict: raise at the first image that cannot be read; otherwise its prediction carries ``error``.
-            fast: decode large JPEG files at a reduced size; see :func:`infer.jpeg.load_input`.
+            fast: decode large JPEG files at a reduced size; see :func:`infer.images.jpeg.load_input`.
 
         Raises:
             UntrainedError: see :meth:`require_trained`.

@@ -40,7 +40,7 @@ def build_once(shared_folder) -> Callable[..., Path]:
     """``build_once(name, **options)``: the bundle ``name``, built by the first worker that asks for it."""
 
     def get(name: str, **options) -> Path:
-        from engine_build.build import BuildOptions, build
+        from engine_build.build_bundle import BuildOptions, build
 
         folder = shared_folder / name
         with locked(shared_folder / f"{name}.lock"):
@@ -66,7 +66,7 @@ def shipped(build_once, shared_folder) -> Callable[[str], Path]:
     """
 
     def get(precision: str) -> Path:
-        from engine_build import build as pipeline
+        from engine_build import build_bundle as pipeline
 
         loaded = []
 
@@ -90,7 +90,7 @@ def narrow_row():
     """A small network that can be asked for by name: 32 x 32 inputs, ten classes, nothing to download."""
     from small_models import narrow
 
-    from engine_build import zoo
+    from engine_build.network import zoo
 
     row = narrow("iresnet18")
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def state(narrow_row):
     """A trained-looking state_dict of ``narrow_row``: no tensor equals what a new network has."""
     import torch
 
-    from engine_build.zoo import create_model
+    from engine_build.network.zoo import create_model
 
     generator = torch.Generator().manual_seed(9)
     return {
@@ -117,7 +117,7 @@ def untrained(build_once, narrow_row, shared_folder) -> Path:
     """The bundle of ``narrow_row`` with random weights, fp32. Read-only."""
     import onnx
 
-    from engine_build import export
+    from engine_build.graph import export
 
     def keep_raw(*args, original=export.export_torch):
         graph, reference = original(*args)
@@ -132,7 +132,7 @@ def untrained(build_once, narrow_row, shared_folder) -> Path:
 @pytest.fixture(scope="session")
 def exported(untrained, narrow_row, shared_folder):
     """The network of ``untrained``, and the file with its graph as the exporter gave it, before every pass."""
-    from engine_build.weights import random_weights
+    from engine_build.network.weights import random_weights
 
     return random_weights(narrow_row).model, shared_folder / "raw.onnx"
 
@@ -169,7 +169,7 @@ def own(tmp_path) -> Callable[[Path], Path]:
 @pytest.fixture(scope="session")
 def shipped_images() -> tuple[np.ndarray, np.ndarray]:
     """2,000 of the shipped test images, class-balanced: uint8 ``[2000, 64, 64, 3]`` and their classes."""
-    from engine_build.zoo import MODELS
+    from engine_build.network.zoo import MODELS
     from infer.datasets import open_dataset
 
     row = MODELS[SHIPPED]
@@ -182,7 +182,7 @@ def shipped_images() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory) -> Path:
     """80 shipped test images in class folders. Read-only."""
-    from engine_build.zoo import MODELS
+    from engine_build.network.zoo import MODELS
     from infer.datasets import open_dataset
 
     row = MODELS[SHIPPED]

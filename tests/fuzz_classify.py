@@ -3,7 +3,7 @@
     python tests/fuzz_classify.py engines/iresnet50_fashion-fp16 --files 50000 --seed 1
 
 What does not keep to its contract is printed, and kept as a folder to look into; the exit code is 1 then. The test
-suite runs a few hundred chosen ones instead (tests/infer/test_hostile_images.py).
+suite runs a few hundred chosen ones instead (tests/infer/images/test_hostile_images.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hostile_images import Case
 
-from infer.records import printable
+from infer.sources.record import printable
 
 # One CPU: how many pictures are in memory at once depends on their number.
 PROGRAM = """

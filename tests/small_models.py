@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine_build.zoo import MODELS, Model
-from infer.preprocess import Preprocessing
+from engine_build.network.zoo import MODELS, Model
+from infer.images.resize import Preprocessing
 
 SIDE, CLASSES = 32, 10
 SPEC = Preprocessing(resize=SIDE, crop=SIDE)

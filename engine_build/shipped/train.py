@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from engine_build.zoo import create_model, find_model
+from engine_build.network.zoo import create_model, find_model
 
 MODEL = "iresnet50_fashion"
 CLASSES = (

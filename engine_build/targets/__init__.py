@@ -94,10 +94,10 @@ def _build_tensorrt(
     quantised_nodes: Sequence[str],
     float32_nodes: Collection[str],
 ) -> Plan:
-    from engine_build.audit import PlanAudit, require_float32, require_precision
+    from engine_build.targets.audit import PlanAudit, require_float32, require_precision
     from engine_build.targets.tensorrt import build_plan
-    from engine_build.targets.trt_request import BatchProfile as PlanProfile
-    from engine_build.targets.trt_request import PlanRequest
+    from engine_build.targets.tensorrt.request import BatchProfile as PlanProfile
+    from engine_build.targets.tensorrt.request import PlanRequest
 
     name = f"{target}.plan"
     request = PlanRequest(

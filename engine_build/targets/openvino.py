@@ -93,7 +93,7 @@ def inference_precision(core: Any, precision: str, float32_nodes: Collection[str
 
 
 def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Layers of a compiled model, in the form of :meth:`engine_build.audit.PlanAudit.to_json` without the layer list.
+    """Layers of a compiled model, as :meth:`engine_build.targets.audit.PlanAudit.to_json` without the layer list.
 
     OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
     which primitive; the ONNX node is its ``originalLayersNames``. The last node of a graph goes by its output there:

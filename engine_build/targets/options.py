@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine_build.targets import BuildSettings
-from engine_build.targets.trt_capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
-from engine_build.targets.trt_module import RTX, TARGETS, load_module
+from engine_build.targets.tensorrt.capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
+from engine_build.targets.tensorrt.module import RTX, TARGETS, load_module
 from infer.errors import InputError
 
 

@@ -11,7 +11,7 @@ from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
 from infer.errors import BundleError, InputError, KnownAnswersError, TargetUnavailableError
 
 if TYPE_CHECKING:
-    from infer.self_test import SelfTest, TargetTest
+    from infer.checks.self_test import SelfTest, TargetTest
 
 # Fastest first.
 TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
@@ -59,7 +59,7 @@ def open_backend(
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
         KnownAnswersError: ``target``, or every target that runs here, computes something wrong.
     """
-    from infer.self_test import SelfTest
+    from infer.checks.self_test import SelfTest
 
     gpu, test = gpu or GpuOptions(), test or SelfTest(folder, manifest)
     if target is not None:
@@ -116,9 +116,9 @@ def _open(
 def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions, test: TargetTest) -> Backend:
     from importlib import import_module
 
+    from infer.backends.cuda.gpus import driver_version, find_gpus
+    from infer.backends.plan_fit import RTX, check_plan_fits
     from infer.backends.tensorrt import TensorRTBackend
-    from infer.cuda.gpus import driver_version, find_gpus
-    from infer.plan_fit import RTX, check_plan_fits
 
     device, version = find_gpus()[0][gpu.device], import_module(plan.target).__version__
     check_plan_fits(plan, device, version)

@@ -63,7 +63,7 @@ class GpuOptions:
 class InputBuffer(Protocol):
     """Memory of a backend for one batch, to be filled by the caller: what is there is not copied again on the host.
 
-    Such as :class:`infer.cuda.pinned.PinnedBatch`.
+    Such as :class:`infer.backends.cuda.pinned.PinnedBatch`.
     """
 
     @property

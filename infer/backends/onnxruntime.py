@@ -15,7 +15,7 @@ from infer.backends.cpu import processor
 from infer.errors import TargetUnavailableError
 
 if TYPE_CHECKING:
-    from infer.self_test import TargetTest
+    from infer.checks.self_test import TargetTest
 
 
 _TESTED_BATCH = 8

@@ -22,13 +22,13 @@ from infer.backends.base import Outputs
 from infer.backends.cpu import processor
 from infer.backends.instruction_sets import instruction_set
 from infer.backends.openvino_pool import Pool
+from infer.backends.signal_stack import signal_stack_kept
 from infer.errors import KnownAnswersError, TargetUnavailableError
-from infer.signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     import openvino
 
-    from infer.self_test import TargetTest
+    from infer.checks.self_test import TargetTest
 
 LARGEST_BATCH = 8
 MULTIPLYING = ("Convolution", "FullyConnected", "MatMul")

@@ -32,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import GpuOptions, Outputs
-from infer.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
-from infer.cuda.events import Event
-from infer.cuda.gpus import find_gpus
-from infer.cuda.pinned import PinnedBatch
-from infer.cuda.session import Session
+from infer.backends.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
+from infer.backends.cuda.events import Event
+from infer.backends.cuda.gpus import find_gpus
+from infer.backends.cuda.pinned import PinnedBatch
+from infer.backends.cuda.session import Session
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from small_graphs import TENSORS, pictures, residual_graph
 
-from calibration.collect import collect
 from calibration.fit import scale_fit
 from calibration.observers import TensorObserver
 from calibration.statistics import Statistics
+from calibration.streaming import collect
 
 RNG = np.random.default_rng(0)
 VALUES = {"a": RNG.standard_normal(50_000).astype(np.float32), "b": np.abs(RNG.standard_normal(50_000) * 7)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_graphs import SIZE, TENSORS, float_graph, pictures, residual_graph
 
-from calibration.collect import collect
+from calibration.streaming import collect
 
 
 def warnings_for(images):

@@ -66,10 +66,10 @@ def test_additions_and_their_shortcuts(name, additions):
 
     from small_models import narrow
 
-    from engine_build.export import export_torch
-    from engine_build.graph import canonicalise, fold_batch_norms
-    from engine_build.weights import random_weights
-    from engine_build.zoo import MODELS
+    from engine_build.graph.export import export_torch
+    from engine_build.graph.passes import canonicalise, fold_batch_norms
+    from engine_build.network.weights import random_weights
+    from engine_build.network.zoo import MODELS
 
     row = narrow(name) if name != "iresnet101" else replace(narrow(name), name=name)
     with pytest.MonkeyPatch.context() as patch:

@@ -15,8 +15,8 @@ import pytest
 from cpp_example import example, lines
 
 from infer.backends.openvino import OpenVINOBackend
-from infer.embedding import ABI
 from infer.errors import KnownAnswersError
+from infer.interop.c_api import ABI
 from infer.runner import open_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -477,7 +477,7 @@ def test_preprocess_reads_rows_with_padding(library, shipped):
         with open_bundle(shipped("fp32")) as runner:
             from PIL import Image
 
-            from infer.preprocess import preprocess
+            from infer.images.resize import preprocess
 
             assert np.array_equal(image, preprocess(Image.fromarray(np.ascontiguousarray(view)), runner.preprocessing))
         for arguments, message in (
@@ -538,7 +538,7 @@ def test_device_pointers_reach_the_backend(library, tiny, monkeypatch):
 
 
 def test_unforeseen_errors_do_not_cross(library, tiny, monkeypatch):
-    from infer.cuda.driver import DeviceError
+    from infer.backends.cuda.driver import DeviceError
 
     _, handle = library.open(tiny)
     _, outputs = results(1)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small_models import SPEC
 
-from calibration.run import Request
-from engine_build import build as pipeline
-from engine_build.auto import AutoOptions
-from engine_build.build import BuildOptions, build
-from engine_build.int8 import Int8Options, find_cache
+from calibration.from_images import Request
+from engine_build import build_bundle as pipeline
+from engine_build.build_bundle import BuildOptions, build
+from engine_build.quantise.auto import AutoOptions
+from engine_build.quantise.int8 import Int8Options, find_cache
 from engine_build.source import SourceOptions, Steps, load_source
 from engine_build.targets import BuildSettings
 from infer.bundle import BatchProfile

@@ -16,7 +16,7 @@ from infer import Runner, open_bundle
 from infer.backends.base import Outputs
 from infer.bundle import read_manifest
 from infer.errors import BundleError, ImageError, InputError, TargetUnavailableError, UntrainedError
-from infer.preprocess import preprocess
+from infer.images.resize import preprocess
 from infer.sources import Record
 
 
@@ -29,7 +29,7 @@ def runner(tiny):
 @pytest.fixture(scope="module")
 def expected():
     """Logits of inputs, computed apart from the bundle."""
-    from engine_build.reference import graph_logits
+    from engine_build.graph.reference import graph_logits
 
     return graph_logits(classifier(), SPEC)
 

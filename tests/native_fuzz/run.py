@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ROOT / "infer/native"
+NATIVE = ROOT / "infer/images/native"
 SOURCES = [Path(__file__).with_name("fuzz_jpeg.c"), *(path for path in NATIVE.glob("*.c") if path.name != "module.c")]
 FLAGS = [
     "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-omit-frame-pointer",

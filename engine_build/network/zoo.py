@@ -1,0 +1,168 @@
+"""The model table: what each name is, its official figures and where its weights come from.
+
+Official checkpoints are the Google Drive files linked from https://github.com/iduta/iresnet. Their top-1
+figures are those of the paper's repository; top-5 comes from an independent evaluation of the same files
+and is given where it is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_build.network.iresnet import Architecture
+from infer.errors import InputError
+from infer.images.resize import IMAGENET, Preprocessing
+
+if TYPE_CHECKING:
+    from engine_build.network.iresnet import IResNet
+
+PUBLISHED = "github.com/iduta/iresnet (top-1); an independent evaluation of the same files (top-5)"
+SHIPPED_DIR = Path(__file__).parents[1] / "shipped"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the table.
+
+    Attributes:
+        name: what ``MODEL=`` takes.
+        arch: shape of the network.
+        width: channel multiplier.
+        num_classes: outputs of the classifier.
+        preprocessing: from a decoded image to the input of the network.
+        top1, top5: official ImageNet accuracy in percent, None where none is published.
+        drive_id: Google Drive id of the official checkpoint, None where none was released.
+        shipped: folder with weights, labels and images that come with this package, or None.
+    """
+
+    name: str
+    arch: Architecture
+    width: float = 1.0
+    num_classes: int = 1000
+    preprocessing: Preprocessing = field(default=IMAGENET)
+    top1: float | None = None
+    top5: float | None = None
+    drive_id: str | None = None
+    shipped: Path | None = None
+
+
+def _group(depths: tuple[int, int, int, int]) -> Architecture:
+    return Architecture("group", depths, (8, 16, 32, 64))
+
+
+def _group_fix(depths: tuple[int, int, int, int]) -> Architecture:
+    return Architecture("group", depths, (64, 64, 64, 64))
+
+
+_D50, _D101, _D152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+
+FASHION = Preprocessing(resize=64, crop=64, mean=(0.2860,) * 3, std=(0.3530,) * 3)
+
+_MODELS = (
+    Model("iresnet18", Architecture("basic", (2, 2, 2, 2))),
+    Model("iresnet34", Architecture("basic", (3, 4, 6, 3))),
+    Model("iresnet50", Architecture("bottleneck", _D50), top1=77.31, top5=93.588,
+          drive_id="1Waw3ob8KPXCY9iCLdAD6RUA0nvVguc6K"),
+    Model("iresnet101", Architecture("bottleneck", _D101), top1=78.64, top5=94.238,
+          drive_id="1cZ4XhwZfUOm_o0WZvenknHIqgeqkY34y"),
+    Model("iresnet152", Architecture("bottleneck", _D152), top1=79.34, top5=94.508,
+          drive_id="10heFLYX7VNlaSrDy4SZbdOOV9xwzwyli"),
+    Model("iresnet200", Architecture("bottleneck", (3, 24, 36, 3)), top1=79.48, top5=94.626,
+          drive_id="1Ao-f--jNU7MYPqSW8UMonXVrq3mkLRpW"),
+    Model("iresnet302", Architecture("bottleneck", (4, 34, 58, 4)), drive_id="1UcyvLhLzORJZBUQDNJdsx3USCloXZT6V"),
+    Model("iresnet404", Architecture("bottleneck", (4, 46, 80, 4)), drive_id="1hEOHErsD6AF1b3qQi56mgxvYDneTvMIq"),
+    Model("iresnet1001", Architecture("bottleneck", (4, 155, 170, 4))),  # in the official code, without weights
+    Model("iresgroup50", _group(_D50), drive_id="1mCcUKTLbJfjLr2ZiUZPT89wlNf6WxWr_"),
+    Model("iresgroup101", _group(_D101), drive_id="1i_btVQzQeXFgHFfDi5nTEb_fb7gCtqLG"),
+    Model("iresgroup152", _group(_D152), drive_id="1rXDMj-yWcKEiO3LILLZlarh69HEibXMc"),
+    Model("iresgroupfix50", _group_fix(_D50), drive_id="12oeCmPhaID2s3Doay8ZXMehnaaWqa_ek"),
+    Model("iresgroupfix101", _group_fix(_D101), drive_id="1A8MIGI1ZEIfaB1bn_NN4QkoHKGRGxW_i"),
+    Model("iresgroupfix152", _group_fix(_D152), drive_id="1s-4zKwbwlAJruSm-OFYmw96_qew7F2nw"),
+    Model("iresnet50_fashion", Architecture("bottleneck", _D50), width=0.25, num_classes=10,
+          preprocessing=FASHION, shipped=SHIPPED_DIR / "iresnet50_fashion"),
+)  # fmt: skip
+
+MODELS: dict[str, Model] = {model.name: model for model in _MODELS}
+
+
+def find_model(name: str) -> Model:
+    """The row called ``name``.
+
+    Raises:
+        InputError: no such row; the message lists the names.
+    """
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise InputError(f"unknown model {name!r}; known: {', '.join(MODELS)}") from None
+
+
+def create_model(name: str, num_classes: int | None = None, width: float | None = None, seed: int = 0) -> IResNet:
+    """The network called ``name`` as a torch module in eval mode, initialised from ``seed``.
+
+    Args:
+        name: a row of the table.
+        num_classes: outputs of the classifier; None takes the row's.
+        width: channel multiplier; None takes the row's.
+        seed: seed of the initialisation.
+
+    Raises:
+        InputError: unknown name, or a width that gives fractional channel counts.
+    """
+    import torch
+
+    from engine_build.network.iresnet import IResNet, initialise
+
+    row = find_model(name)
+    with torch.device("meta"):
+        model = IResNet(
+            row.arch, row.num_classes if num_classes is None else num_classes, row.width if width is None else width
+        )
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_parameters()
+    initialise(model, seed)
+    return model.eval()
+
+
+def shape_only(row: Model) -> IResNet:
+    """The network of ``row`` in eval mode without memory for its weights (torch's meta device): made in no time."""
+    import torch
+
+    from engine_build.network.iresnet import IResNet
+
+    with torch.device("meta"):
+        return IResNet(row.arch, row.num_classes, row.width).eval()
+
+
+def count_parameters(model: IResNet) -> int:
+    """Learned parameters; BN statistics are buffers and do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(row: Model, size: int | None = None) -> int:
+    """Multiply-accumulates of the convolutions and the linear layer for one image of ``size`` x ``size``.
+
+    Counted on shapes alone (torch's meta device), so it costs no arithmetic. ``size`` None takes the row's crop.
+    """
+    import torch
+
+    total = 0
+
+    def count(module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        total += output[0].numel() * weight[0].numel()
+
+    size = row.preprocessing.crop if size is None else size
+    model = shape_only(row)
+    with torch.device("meta"), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+                module.register_forward_hook(count)
+        model(torch.empty(1, 3, size, size))
+    return total

@@ -1,0 +1,264 @@
+"""What a benchmark says: tables for people, JSON, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infer.bench.measure import Options, Point, variation, warnings_of
+from infer.bench.roofline import Ceiling, Gpu, Work, ceiling
+from infer.bundle import now
+from infer.errors import InputError
+from infer.files import replacing, write_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from infer.runner import Runner
+
+PERCENTILES = (50, 90, 95, 99)
+_COLUMNS = (
+    ("batch", "batch"), ("in flight", "in_flight"), ("images/s", "throughput"), ("mean", "latency_mean_ms"),
+    *((f"p{p}", f"latency_p{p}_ms") for p in PERCENTILES), ("CV %", "latency_cv"),
+    ("H2D", "h2d_ms"), ("compute", "compute_ms"), ("D2H", "d2h_ms"), ("enqueue", "enqueue_ms"),
+    ("of ceiling", "share_of_ceiling"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished benchmark.
+
+    Attributes:
+        subject: bundle, model, precision, target, device and whether it is trained.
+        flags: how it was measured, name to value.
+        environment: machine and versions.
+        options: what was asked for.
+        points: the measurements.
+        gpu: peak figures of the GPU that ran; None for a CPU or an unknown GPU.
+        work: cost of an image; None where nothing is known.
+        ceilings: of the GPUs that were asked for.
+        notes: of the backend and the roofline.
+    """
+
+    subject: dict[str, Any]
+    flags: dict[str, str]
+    environment: dict[str, Any]
+    options: Options
+    points: list[Point]
+    gpu: Gpu | None = None
+    work: Work | None = None
+    ceilings: list[Ceiling] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat record of each point; times in ms, rates in images per second, ``None`` where not measured."""
+        return [self._row(point) for point in self.points]
+
+    def _row(self, point: Point) -> dict[str, Any]:
+        latencies = point.latencies
+        top = self._ceiling(point)
+        stages = point.stages
+        return {
+            "batch": point.batch,
+            "in_flight": point.in_flight,
+            "throughput": point.throughput,
+            "throughput_runs": [run.throughput for run in point.runs],
+            "batches": len(latencies),
+            "seconds": sum(run.seconds for run in point.runs),
+            "latency_mean_ms": float(latencies.mean()),
+            **{f"latency_p{p}_ms": float(np.percentile(latencies, p)) for p in PERCENTILES},
+            "latency_min_ms": float(latencies.min()),
+            "latency_max_ms": float(latencies.max()),
+            "latency_cv": variation(latencies),
+            "submit_ms": point.submit,
+            "cpu_ms_per_image": point.cpu_per_image,
+            "h2d_ms": stages and stages.h2d,
+            "compute_ms": stages and stages.compute,
+            "d2h_ms": stages and stages.d2h,
+            "enqueue_ms": stages and stages.enqueue,
+            "compute_cv": stages and stages.compute_cv,
+            "ceiling": top and top.rate,
+            "ceiling_bound": top and top.bound,
+            "share_of_ceiling": point.throughput / top.rate if top else None,
+            "warnings": warnings_of(point),
+        }
+
+    def _ceiling(self, point: Point) -> Ceiling | None:
+        if self.gpu is None or self.work is None:
+            return None
+        return ceiling(self.work, self.gpu, point.batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for :func:`json.dump`."""
+        options = self.options
+        return {
+            "format": 1,
+            **self.subject,
+            "measured": self.environment["measured"],
+            "flags": self.flags,
+            "environment": self.environment,
+            "options": {
+                "duration": options.duration, "iterations": options.iterations, "warm_up": options.warm_up,
+                "repeat": options.repeat, "seed": options.seed,
+            },
+            "points": self.rows(),
+            "work": self.work and asdict(self.work),
+            "roofline": [top.to_json() for top in self.ceilings],
+            "notes": self.notes,
+        }  # fmt: skip
+
+    def write_csv(self, path: Path) -> None:
+        """One line a point, with what identifies the run in front; written in one step."""
+        text = io.StringIO()
+        head = {key: self.subject[key] for key in ("model", "precision", "trained", "target", "device")}
+        rows = [{**head, **row} for row in self.rows()]
+        for row in rows:
+            row["throughput_runs"] = " ".join(f"{rate:.2f}" for rate in row["throughput_runs"])
+            row["warnings"] = "; ".join(row["warnings"])
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(path, text.getvalue().encode())
+
+    def write_plot(self, path: Path) -> None:
+        """Throughput and p99 latency against batch size; the suffix gives the format (``.png``, ``.svg``, ``.pdf``).
+
+        Raises:
+            InputError: matplotlib is not installed, or does not know the suffix.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("a plot needs matplotlib; pip install matplotlib") from error
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        kind = path.suffix[1:].lower()
+        if kind not in canvas.get_supported_filetypes():
+            raise InputError(f"plot: expected a file name ending in .png, .svg or .pdf, found {path.name}")
+        left, right = figure.subplots(1, 2)
+        batches = sorted({point.batch for point in self.points})
+        for depth in sorted({point.in_flight for point in self.points}):
+            chosen = [point for point in self.points if point.in_flight == depth]
+            sizes, name = [point.batch for point in chosen], f"{depth} in flight"
+            left.plot(sizes, [point.throughput for point in chosen], "o-", label=name)
+            right.plot(sizes, [np.percentile(point.latencies, 99) for point in chosen], "o-", label=name)
+        tops = [top for point in self.points if (top := self._ceiling(point)) is not None]
+        if tops:
+            pairs = sorted({(top.batch, top.rate) for top in tops})
+            left.plot(*zip(*pairs, strict=True), "k--", label=f"ceiling of {tops[0].gpu.key}")
+        for axes, label in ((left, "images/s"), (right, "p99 latency, ms")):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(batches, [str(size) for size in batches])
+            axes.set_xlabel("batch")
+            axes.set_ylabel(label)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        untrained = "" if self.subject["trained"] else ", UNTRAINED"
+        figure.suptitle(f"{self.subject['model']} {self.subject['precision']}{untrained} on {self.subject['device']}")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)
+
+    def table(self) -> Table:
+        """The points for a terminal, without columns that nothing was measured for."""
+        from rich import box
+        from rich.table import Table
+
+        rows = self.rows()
+        subject = self.subject
+        untrained = "" if subject["trained"] else ", UNTRAINED"
+        table = Table(
+            title=f"{subject['model']} {subject['precision']}{untrained} on {subject['target']}, {subject['device']}",
+            title_justify="left", caption="times in ms", caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        columns = [(head, key) for head, key in _COLUMNS if any(row[key] is not None for row in rows)]
+        for head, _ in columns:
+            table.add_column(head, justify="right")
+        for row in rows:
+            table.add_row(*(_cell(key, row[key]) for _, key in columns))
+        return table
+
+    def print(self, out: Console) -> None:
+        """Tables, how it was measured, and the warnings."""
+        out.print(self.table())
+        for name, value in self.flags.items():
+            out.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        for row in self.rows():
+            for warning in row["warnings"]:
+                where = f"batch {row['batch']}, {row['in_flight']} in flight"
+                out.print(f"warning: {where}: {warning}", markup=False, soft_wrap=True)
+        if self.ceilings:
+            out.print(ceiling_table(self.ceilings))
+        for note in self.notes:
+            out.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def ceiling_table(ceilings: Sequence[Ceiling]) -> Table:
+    """Ceilings for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, title="Roofline: images/s at most", title_justify="left")
+    for head in ("GPU", "batch", "compute", "memory (estimate)", "transfer", "bound by", ""):
+        table.add_column(head, justify="left" if head in ("GPU", "bound by", "") else "right")
+    for top in ceilings:
+        rates = (f"{rate:,.0f}" if rate else "unknown" for rate in (top.compute, top.memory, top.transfer))
+        table.add_row(top.gpu.key, str(top.batch), *rates, top.bound, "" if top.runs else "plan does not run here")
+    return table
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key in ("batch", "in_flight"):
+        return str(value)
+    if key == "throughput":
+        return f"{value:,.1f}"
+    if key == "share_of_ceiling":
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if key == "latency_cv" or value >= 100 else f"{value:.3g}"
+
+
+def subject_of(runner: Runner) -> dict[str, Any]:
+    """What was measured."""
+    model = runner.manifest.model
+    return {
+        "bundle": str(runner.folder), "model": model.name, "precision": runner.manifest.precision,
+        "trained": model.trained, "target": runner.target, "device": runner.backend.device,
+    }  # fmt: skip
+
+
+def flags_of(runner: Runner) -> dict[str, str]:
+    """How the time is taken; a backend adds its own with an attribute ``flags``."""
+    gpu = runner.target.startswith("tensorrt")
+    return {
+        "timed": "uint8 batch in host memory to results in host memory; no decoding, no pre-processing",
+        "transfers": "included, and the copy into pinned memory" if gpu else "none, the device is the CPU",
+        "inputs": "synthetic, made beforehand",
+        **getattr(runner.backend, "flags", {}),
+    }
+
+
+def environment_of(runner: Runner) -> dict[str, Any]:
+    """Machine and versions, with the load before the measurement."""
+    plans = [plan for plan in runner.manifest.plans if plan.target == runner.target]
+    return {
+        "measured": now(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "plan_version": plans[0].version if plans else None,
+    }

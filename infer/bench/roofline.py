@@ -1,0 +1,217 @@
+"""The rate that the hardware allows at most: arithmetic, device memory and PCIe, whichever is slowest.
+
+Three ceilings, each in images per second:
+
+* **compute**: the tensor cores' dense peak / two operations for each multiply-accumulate. A true ceiling, which no
+  kernel reaches; work outside convolutions and products is not counted. A plan of several precisions is taken to
+  multiply in its fastest.
+* **memory**: bandwidth / the bytes that the plan's audit counts for one image. An estimate: every tensor between two
+  kernels is taken to be written and read once. A cache that holds such tensors can beat it.
+* **transfer**: PCIe in one direction / the bytes of a uint8 image. Does not bind images that are on the device already.
+
+The peak figures are in ``gpus.tsv``, each with its source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from infer.bundle import Manifest
+from infer.errors import BundleError, InputError
+
+PRECISIONS = ("fp32", "fp16", "fp8", "int8")
+_AS_PEAK = {"bf16": "fp16"}  # the same rate on every GPU that has both
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peak figures of a GPU.
+
+    Attributes:
+        key: name on the command line.
+        devices: what the CUDA driver calls it.
+        compute_capability: such as ``8.9``.
+        memory: device-memory bandwidth, GB/s.
+        pcie: in one direction, GB/s.
+        peaks: precision to dense TFLOPS or TOPS; a multiply-accumulate counts as two.
+        source: of the figures.
+    """
+
+    key: str
+    devices: tuple[str, ...]
+    compute_capability: str
+    memory: float
+    pcie: float
+    peaks: dict[str, float]
+    source: str
+
+
+@cache
+def known_gpus() -> tuple[Gpu, ...]:
+    """The rows of ``gpus.tsv``."""
+    text = files(__package__).joinpath("gpus.tsv").read_text("utf-8")
+    head, *rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
+    return tuple(_gpu(dict(zip(head, row, strict=True))) for row in rows)
+
+
+def _gpu(row: dict[str, str]) -> Gpu:
+    return Gpu(
+        key=row["key"],
+        devices=tuple(row["devices"].split("|")),
+        compute_capability=row["cc"],
+        memory=float(row["memory"]),
+        pcie=float(row["pcie"]),
+        peaks={name: float(row[name]) for name in PRECISIONS if row[name]},
+        source=row["source"],
+    )
+
+
+def find_gpus(names: Sequence[str]) -> list[Gpu]:
+    """The GPUs of these keys, in any case.
+
+    Raises:
+        InputError: an unknown name; lists the known ones.
+    """
+    by_key = {gpu.key.lower(): gpu for gpu in known_gpus()}
+    for name in names:
+        if name.lower() not in by_key:
+            raise InputError(f"unknown GPU {name!r}; known: {', '.join(gpu.key for gpu in known_gpus())}")
+    return [by_key[name.lower()] for name in names]
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU whose device name stands in a backend's ``device``; the longest name counts. None if there is none."""
+    found = [
+        (len(name), gpu)
+        for gpu in known_gpus()
+        for name in gpu.devices
+        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", device)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one image costs.
+
+    Attributes:
+        precisions: what convolutions and products multiply in.
+        gmac: 10^9 multiply-accumulates of convolutions and products; None when the manifest does not say.
+        moved: bytes of activations between device memory and kernels.
+        weights: bytes of weights, read once a batch.
+        audited_batch: batch at which the audit counted.
+        input: bytes of a uint8 image.
+        target: whose plan was audited.
+        capabilities: compute capabilities that plan runs on; None for the GPU it was built on.
+        notes: what the estimate leaves out.
+    """
+
+    precisions: tuple[str, ...]
+    gmac: float | None
+    moved: float | None
+    weights: float
+    audited_batch: int
+    input: int
+    target: str
+    capabilities: tuple[str, ...] | None
+    notes: tuple[str, ...] = field(default=())
+
+    def bytes_per_image(self, batch: int) -> float | None:
+        """Device-memory traffic for one image of a batch: the weights are shared by its images."""
+        return None if self.moved is None else self.moved + self.weights / batch
+
+
+def work_of(manifest: Manifest, target: str | None = None) -> Work:
+    """What one image costs, from the manifest: ``gmac`` and the audit of a TensorRT plan.
+
+    Args:
+        manifest: of the bundle.
+        target: that runs; its audit is preferred.
+
+    Raises:
+        BundleError: the bundle has no TensorRT plan and no gmac, so nothing can be said.
+    """
+    gmac = manifest.gmac
+    plans = [plan for plan in manifest.plans if plan.target.startswith("tensorrt")]
+    plans.sort(key=lambda plan: plan.target != target)
+    summary: dict[str, Any] = plans[0].audit.get("summary", {}) if plans else {}
+    if not plans and gmac is None:
+        raise BundleError("a roofline needs a TensorRT plan in the bundle; build one with TARGET=tensorrt_rtx")
+    height, width, channels = manifest.inputs[0].shape[1:]
+    traffic, weights, batch = (summary.get(key) for key in ("dram_bytes_per_image", "weight_bytes", "batch"))
+    notes, moved = [], None
+    if gmac is None:
+        notes.append("the manifest has no gmac: the compute ceiling is unknown; build the bundle again")
+    if traffic and batch:
+        moved = traffic - (weights or 0) / batch
+    else:
+        notes.append("no audit of a TensorRT plan: the memory ceiling is unknown")
+    counts = summary.get("mac_precisions", {})
+    precisions = tuple(word for word in counts if _AS_PEAK.get(word, word) in PRECISIONS) or (manifest.precision,)
+    if len(precisions) > 1:
+        listing = ", ".join(f"{counts[word]} in {word}" for word in precisions)
+        notes.append(f"convolutions and products run {listing}; the compute ceiling takes the fastest for all")
+    capabilities = plans[0].compute_capabilities if plans else None
+    return Work(
+        precisions, gmac, moved, float(weights or 0), batch or manifest.batch.opt, height * width * channels,
+        plans[0].target if plans else "", tuple(capabilities) if capabilities else None, tuple(notes),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The ceilings of one GPU at one batch size, images per second; None where unknown.
+
+    Attributes:
+        runs: False when the audited plan does not run on this GPU, so that the figures are those of another build.
+    """
+
+    gpu: Gpu
+    batch: int
+    compute: float | None
+    memory: float | None
+    transfer: float
+    runs: bool
+
+    @property
+    def bound(self) -> str:
+        """``compute``, ``memory`` or ``transfer``: the lowest of the ceilings that are known."""
+        return min((rate, name) for name, rate in self._rates() if rate is not None)[1]
+
+    @property
+    def rate(self) -> float:
+        """The lowest ceiling."""
+        return min(rate for _, rate in self._rates() if rate is not None)
+
+    def _rates(self) -> tuple[tuple[str, float | None], ...]:
+        return ("compute", self.compute), ("memory", self.memory), ("transfer", self.transfer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "gpu": self.gpu.key, "batch": self.batch, "compute": self.compute, "memory": self.memory,
+            "transfer": self.transfer, "bound": self.bound, "ceiling": self.rate, "plan_runs": self.runs,
+            "source": self.gpu.source,
+        }  # fmt: skip
+
+
+def ceiling(work: Work, gpu: Gpu, batch: int | None = None) -> Ceiling:
+    """The ceilings of ``gpu`` for batches of ``batch`` images, None for the batch of the audit."""
+    batch = batch or work.audited_batch
+    peak = max((gpu.peaks.get(_AS_PEAK.get(word, word), 0.0) for word in work.precisions), default=0.0)
+    if work.precisions == ("bf16",) and float(gpu.compute_capability) < 8:
+        peak = 0.0  # Turing has no bf16 tensor cores
+    traffic = work.bytes_per_image(batch)
+    return Ceiling(
+        gpu=gpu,
+        batch=batch,
+        compute=peak * 1e12 / (2e9 * work.gmac) if peak and work.gmac else None,
+        memory=gpu.memory * 1e9 / traffic if traffic else None,
+        transfer=gpu.pcie * 1e9 / work.input,
+        runs=work.capabilities is None or gpu.compute_capability in work.capabilities,
+    )

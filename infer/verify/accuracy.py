@@ -1,0 +1,175 @@
+"""Accuracy of a bundle against labels and against FP32, measured by running the very bundle.
+
+Differences from FP32 are taken on the logits: ``max |d|``, ``mean |d|``, the mean cosine, and the signal to
+quantisation noise ratio ``10 log10(sum r^2 / sum (x - r)^2)`` in dB over all images. *Agreement* is the share of
+images with the same top-1 as FP32, a far sharper measure than the loss of accuracy, in which gains hide losses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.backends.base import Outputs
+from infer.bundle import now
+from infer.bundle.accuracy_record import Accuracy, Counts, Outcome
+from infer.runner import Runner
+
+DEFAULT_THRESHOLD = 0.99
+
+
+@dataclass
+class Tally:
+    """Running sums over images; every derived value is a property. Percentages are 0 to 100.
+
+    Attributes:
+        images: counted so far.
+        labelled: those of them with a true class.
+        top1, top5, reference_top1, reference_top5: hits.
+        agreeing: images with the same top-1 as the reference.
+        lost, gained: images that only the reference, or only the bundle, gets right.
+        not_finite: images with NaN or infinity among their logits; the differences leave them out.
+    """
+
+    images: int = 0
+    labelled: int = 0
+    top1: int = 0
+    top5: int = 0
+    reference_images: int = 0
+    reference_top1: int = 0
+    reference_top5: int = 0
+    agreeing: int = 0
+    lost: int = 0
+    gained: int = 0
+    not_finite: int = 0
+    max_difference: float = 0.0
+    _absolute: float = 0.0
+    _values: int = 0
+    _signal: float = 0.0
+    _noise: float = 0.0
+    _cosine: float = 0.0
+
+    def add(self, outputs: Outputs, targets: NDArray[np.int64], reference: Outputs | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            outputs: of the bundle, N rows.
+            targets: true classes int64 ``[N]``, ``-1`` where unknown.
+            reference: outputs of FP32 on the same images.
+        """
+        known = targets >= 0
+        self.images += len(targets)
+        self.labelled += int(known.sum())
+        self.top1 += _hits(outputs, targets, 1)
+        self.top5 += _hits(outputs, targets, 5)
+        finite = np.isfinite(outputs.logits).all(axis=1)
+        self.not_finite += int((~finite).sum())
+        if reference is None:
+            return
+        self.reference_images += len(targets)
+        self.reference_top1 += _hits(reference, targets, 1)
+        self.reference_top5 += _hits(reference, targets, 5)
+        ours, theirs = outputs.classes[:, 0] == targets, reference.classes[:, 0] == targets
+        self.lost += int((theirs & ~ours).sum())
+        self.gained += int((ours & ~theirs).sum())
+        self.agreeing += int((outputs.classes[:, 0] == reference.classes[:, 0]).sum())
+        x, r = outputs.logits[finite].astype(np.float64), reference.logits[finite].astype(np.float64)
+        difference = np.abs(x - r)
+        self.max_difference = max(self.max_difference, float(difference.max(initial=0)))
+        self._absolute += float(difference.sum())
+        self._values += difference.size
+        self._noise += float((difference**2).sum())
+        self._signal += float((r**2).sum())
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(r, axis=1)
+        self._cosine += float((np.einsum("nc,nc->n", x, r) / np.maximum(norms, 1e-30)).sum())
+
+    def counts(self) -> Counts:
+        """The numbers that the percentages of :meth:`to_json` follow from."""
+        return Counts(
+            images=self.images, labelled=self.labelled, not_finite=self.not_finite, top1=self.top1, top5=self.top5,
+            reference_images=self.reference_images, reference_top1=self.reference_top1,
+            reference_top5=self.reference_top5, lost=self.lost, gained=self.gained, agreeing=self.agreeing,
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure that the data allow; percentages rounded to 0.001."""
+        result: dict[str, Any] = {"images": self.images}
+        if self.labelled:
+            result["labelled"] = self.labelled
+            result["top1"] = _percent(self.top1, self.labelled)
+            result["top5"] = _percent(self.top5, self.labelled)
+        if self.not_finite:
+            result["not_finite"] = self.not_finite
+        if self.reference_images:
+            if self.labelled:
+                result["reference_top1"] = _percent(self.reference_top1, self.labelled)
+                result["reference_top5"] = _percent(self.reference_top5, self.labelled)
+                result["lost"], result["gained"] = self.lost, self.gained
+            result["agreement"] = _percent(self.agreeing, self.reference_images)
+            result["disagreeing"] = self.reference_images - self.agreeing
+            result["max_logit_difference"] = self.max_difference
+            result["mean_logit_difference"] = self._absolute / max(1, self._values)
+            result["cosine"] = self._cosine / max(1, self.reference_images - self.not_finite)
+            exact = not (self._noise and self._signal)
+            result["sqnr_db"] = None if exact else 10 * math.log10(self._signal / self._noise)
+        return result
+
+
+def _hits(outputs: Outputs, targets: NDArray[np.int64], k: int) -> int:
+    return int((outputs.classes[:, :k] == targets[:, None]).any(axis=1).sum())
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 3)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the measured figures are good enough, and one line that says why."""
+
+    outcome: Outcome
+    reason: str
+
+
+def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verdict:
+    """Compare with FP32: top-1 at least ``threshold`` times FP32's; without labels, agreement at least ``threshold``.
+
+    Args:
+        figures: from :meth:`Tally.to_json`.
+        threshold: share, 0 to 1.
+    """
+    if broken := figures.get("not_finite"):
+        return Verdict("failed", f"NaN or infinite logits for {broken} of {figures['images']} images")
+    if "agreement" not in figures:
+        return Verdict("failed", "no FP32 reference to compare with; pass --reference BUNDLE")
+    if "reference_top1" in figures:
+        needed = threshold * figures["reference_top1"]
+        found = figures["top1"]
+        share = f"{threshold:.2%} of FP32's {figures['reference_top1']:.2f} %"
+        text = f"top-1 {found:.2f} % against {needed:.2f} % needed ({share})"
+        return _verdict(found >= needed, text)
+    needed = 100 * threshold
+    text = f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
+    return _verdict(figures["agreement"] >= needed, text)
+
+
+def _verdict(good: bool, reason: str) -> Verdict:
+    return Verdict("passed" if good else "failed", reason)
+
+
+def record(
+    runner: Runner, counts: Counts, figures: dict[str, Any], threshold: float, data: str, reference: str | None
+) -> Accuracy:
+    """What goes into the manifest, judged by ``threshold``."""
+    verdict = judge(figures, threshold)
+    plans = {plan.target: plan for plan in runner.manifest.plans}
+    plan = plans.get(runner.target)
+    return Accuracy(
+        target=runner.target, device=runner.backend.device, plan_sha256=plan.files[0].sha256 if plan else None,
+        data=data, reference=reference, outcome=verdict.outcome, verdict=verdict.reason, threshold=threshold,
+        measured=now(), counts=counts, figures=figures,
+    )  # fmt: skip

@@ -1,0 +1,177 @@
+"""The page: verdict and figures first, then plots, tables and images. One file, no network, no foreign script.
+
+A content security policy in the page allows nothing but the one style sheet and the one script by their hashes, and
+images that are inside. Markup in a name that slipped through the escaping could neither run nor load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infer.errors import InputError
+from infer.files import write_bytes
+from infer.verify.deviations import DECADES
+from infer.verify.report.charts import confidence_histogram, decade_histogram, reliability_diagram
+from infer.verify.report.tables import class_table, confusion_table, layer_table, picture_cards
+
+if TYPE_CHECKING:
+    from infer.verify.run import Verification
+
+_FAILURES = 100
+
+
+def write_report(path: Path, result: Verification) -> None:
+    """Write the report of ``result`` to ``path`` in one step.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        write_bytes(path, render(result).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise InputError(f"--report: {path} cannot be written ({error.strerror})") from error
+
+
+def render(result: Verification) -> str:
+    """The page as HTML."""
+    style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    model = result.manifest.model
+    title = f"{model.name} {result.manifest.precision} on {result.record['target']}"
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"{_header(result, title)}\n<main>\n{''.join(_sections(result))}</main>\n<script>{script}</script>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _header(result: Verification, title: str) -> str:
+    record = result.record
+    kind = record["outcome"]
+    untrained = "" if result.manifest.model.trained else '<p class="failed verdict">Untrained: random weights</p>'
+    diagnosis = record["diagnosis"]
+    mark = "diagnosis" if diagnosis["kind"] in ("ok", "unknown", "subset") else "suspected verdict"
+    return (
+        f'<header><h1>{escape(title)}</h1><p class="sub">{record["images"]:,} images of {escape(record["data"])}, '
+        f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
+        f'{escape(record["verdict"])}</p><p class="{mark}"><strong>Diagnosis '
+        f"({escape(diagnosis['kind'])}):</strong> {escape(diagnosis['text'])}</p></header>"
+    )
+
+
+def _sections(result: Verification) -> list[str]:
+    details, labels = result.details, result.labels
+    parts = [f'<section class="tiles" aria-label="Figures">{"".join(_tiles(result.record))}</section>\n']
+    reliability = (
+        "Bars: share of correct images in each bin of confidence. Rings: FP32. On the dashed line probabilities can be "
+        "taken at their word."
+    )
+    charts = _figure(reliability_diagram(details.reliability, details.reference_reliability), reliability)
+    charts += _figure(confidence_histogram(details.reliability), "How many images have which confidence.")
+    parts.append(_section("Calibration of the probabilities", f'<div class="charts">{charts}</div>'))
+    if details.divergences is not None:
+        same, other = details.divergences.tolist()
+        charts = _figure(
+            decade_histogram(same, DECADES[0], "bar", "Divergence of images with the same top-1"),
+            f"{sum(same):,} images with the same top-1 as FP32.",
+        ) + _figure(
+            decade_histogram(other, DECADES[0], "bar other", "Divergence of images with another top-1"),
+            f"{sum(other):,} images with another top-1.",
+        )
+        parts.append(_section("Distance from FP32", f'<div class="charts">{charts}</div>'))
+    if details.differing:
+        note = (
+            "<p>Other top-1 first, then by divergence of the probabilities. The pictures are what the network saw.</p>"
+        )
+        parts.append(_section("Images that differ most from FP32", note + picture_cards(details.differing, labels)))
+    if details.classes:
+        parts.append(_section("Classes", class_table(details.classes)))
+        parts.append(_section("Most frequent confusions", confusion_table(details.confusions, labels)))
+    if result.layers:
+        parts.append(_section("Quantised tensors, worst first", layer_table(result.layers)))
+    parts.append(_section("How it was measured", _facts(result)))
+    if result.failures:
+        parts.append(_section(f"{len(result.failures):,} images could not be read", _failures(result.failures)))
+    return parts
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>\n"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _tiles(record: dict[str, Any]) -> list[str]:
+    def fp32(key: str, unit: str = " %") -> str:
+        return f"FP32 {record[key]:.2f}{unit}" if key in record else ""
+
+    tiles = []
+    if "top1" in record:
+        low, high = record["top1_interval"]
+        interval = f"{low:.2f} to {high:.2f} % (95 %)"
+        tiles.append(_tile("Top-1", f"{record['top1']:.2f} %", fp32("reference_top1"), interval))
+        tiles.append(_tile("Top-5", f"{record['top5']:.2f} %", fp32("reference_top5")))
+    if "real_top1" in record:
+        counted = f"{record['real_images']:,} images"
+        tiles.append(_tile("Top-1, real labels", f"{record['real_top1']:.2f} %", fp32("reference_real_top1"), counted))
+    if "agreement" in record:
+        changes = f"{record['lost']} lost, {record['gained']} gained" if "lost" in record else ""
+        tiles.append(
+            _tile("Agreement", f"{record['agreement']:.2f} %", f"{record['disagreeing']} other top-1", changes)
+        )
+        sqnr = "exact" if record["sqnr_db"] is None else f"{record['sqnr_db']:.1f} dB"
+        tiles.append(_tile("SQNR of logits", sqnr, f"largest difference {record['max_logit_difference']:.3g}"))
+    if "ece" in record:
+        tiles.append(_tile("Calibration error", f"{record['ece']:.2f} pts", fp32("reference_ece", " pts")))
+    return tiles
+
+
+def _tile(name: str, value: str, *notes: str) -> str:
+    below = "".join(f"<small>{escape(note)}</small>" for note in notes if note)
+    return f"<div><span>{escape(name)}</span><strong>{escape(value)}</strong>{below}</div>"
+
+
+def _facts(result: Verification) -> str:
+    record, manifest = result.record, result.manifest
+    model, spec = manifest.model, manifest.preprocessing
+    plan = next((plan for plan in manifest.plans if plan.target == record["target"]), None)
+    facts = {
+        "Bundle": f"{model.name}, {manifest.precision}, built {manifest.created}",
+        "Weights": model.weights + (f", sha256 {model.weights_sha256[:16]}" if model.weights_sha256 else ""),
+        "Target": record["target"] + (f" {plan.version}" if plan else "") + f", {record['device']}",
+        "Reference": record["reference"] or "none",
+        "Data": f"{record['data']}: {record['images']:,} images",
+        "Pre-processing": f"short side to {spec['resize']}, {spec['interpolation']}, antialiased; centre crop "
+        f"{spec['crop']}; RGB; mean {_triple(spec['mean'])}; std {_triple(spec['std'])}",
+        "Calibration error": "expected calibration error, 15 bins of equal width (Guo et al. 2017)",
+    }
+    if model.top1 is not None:
+        top5 = "" if model.top5 is None else f", top-5 {model.top5:.2f} %"
+        facts["Published accuracy"] = f"top-1 {model.top1:.2f} %{top5}; {model.published or 'source not recorded'}"
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _triple(values: list[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _failures(failures: list[str]) -> str:
+    lines = "".join(f"<li>{escape(failure)}</li>" for failure in failures[:_FAILURES])
+    more = f"<p>and {len(failures) - _FAILURES:,} more</p>" if len(failures) > _FAILURES else ""
+    return f'<ul class="failures">{lines}</ul>{more}'

@@ -1,0 +1,205 @@
+"""Verify a bundle: labelled images through it and through FP32, a verdict, and the result into the manifest."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.backends import REFERENCE, availability
+from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
+from infer.datasets import LabelledDataset, open_dataset
+from infer.datasets.class_names import ClassNames
+from infer.datasets.real_labels import read_real_labels
+from infer.errors import InputError
+from infer.files import replacing
+from infer.pipeline.host import Batch
+from infer.progress import progress
+from infer.runner import Runner, open_bundle
+from infer.verify.accuracy import DEFAULT_THRESHOLD, record
+from infer.verify.diagnosis import diagnose
+from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
+from infer.verify.tensor_errors import TensorError, layer_errors
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came out.
+
+    Attributes:
+        record: :meth:`infer.bundle.accuracy_record.Accuracy.to_json` of what the manifest keeps.
+        failures: images that could not be read, one line each.
+        details: classes, confusions, calibration, and the images that differ most from FP32.
+        labels: class names in the order of the model.
+        manifest: of the bundle.
+        layers: errors of the quantised tensors, worst first; empty unless asked for.
+    """
+
+    record: dict[str, Any]
+    failures: list[str]
+    details: Details
+    labels: list[str]
+    manifest: Manifest
+    layers: list[TensorError] = field(default_factory=list)
+
+
+def verify_bundle(
+    folder: Path,
+    data: Sequence[str],
+    *,
+    reference: Path | None = None,
+    reference_target: str | None = None,
+    target: str | None = None,
+    ground_truth: Path | None = None,
+    real: Path | None = None,
+    csv_file: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threshold: float = DEFAULT_THRESHOLD,
+    strict: bool = False,
+    allow_untrained: bool = False,
+    threads: int | None = None,
+    layer_images: int = 0,
+    fast_decode: bool = False,
+) -> Verification:
+    """Measure ``folder`` on ``data`` and store the result in its manifest.
+
+    Args:
+        folder: the bundle.
+        data: folders or tar files with labelled images (see :func:`infer.datasets.open_dataset`).
+        reference: FP32 bundle of the same weights; None takes the sibling ``<model>-fp32``, for an fp32 bundle itself.
+        reference_target: what runs the reference; None for ONNX Runtime where it is installed, an engine independent
+            of every plan, else the fastest.
+        target: what runs the bundle; None for the fastest.
+        ground_truth: classes of a flat folder.
+        real: reassessed labels of the ILSVRC2012 validation set, see :mod:`infer.datasets.real_labels`.
+        csv_file: where to write a row for each image, see :class:`infer.verify.evaluation.ImageRow`; whole or
+            not at all.
+        limit, seed: use a class-balanced sample.
+        threshold: see :func:`infer.verify.accuracy.judge`.
+        strict: raise at the first image that cannot be read.
+        allow_untrained: measure although the weights are random.
+        threads: CPU threads of CPU targets.
+        layer_images: compare every quantised tensor with FP32 on so many of the images; 0 leaves that out.
+        fast_decode: the bundle sees JPEG files decoded at reduced size (:func:`infer.images.jpeg.load_input`), and
+            FP32 the exact pixels, so that the figures hold what this costs.
+
+    Raises:
+        InputError: no images, no labels, unusable real labels, or a reference with other weights or pre-processing.
+        BundleError, TargetUnavailableError, UntrainedError: see :func:`infer.open_bundle`.
+    """
+    with ExitStack() as stack:
+        runner = stack.enter_context(
+            open_bundle(folder, target=target, allow_untrained=allow_untrained, threads=threads)
+        )
+        runner.require_trained()
+        dataset = open_dataset(
+            data, runner.labels, runner.manifest.wnids, ground_truth=ground_truth, limit=limit, seed=seed
+        )
+        fp32 = _open_reference(folder, runner, reference, reference_target, threads)
+        if fp32 is not None:
+            stack.enter_context(fp32)
+        failures = [f"{unread.name}: {unread.defect}" for unread in dataset.unreadable]
+        classes = ClassNames(runner.labels, runner.manifest.wnids)
+        evaluation = Evaluation(
+            runner.labels,
+            None if real is None else read_real_labels(real, dataset.records, classes),
+            None if csv_file is None else _csv_writer(stack, csv_file, runner.labels),
+        )
+
+        with progress("verify", len(dataset)) as advance:
+
+            def batches() -> Iterator[Labelled]:
+                size = runner.backend.max_batch
+                exact: Iterator[tuple[Batch, object]] | None = None
+                if fast_decode and fp32 is not None:
+                    exact = dataset.batches(runner.preprocessing, size)
+                for batch, targets in dataset.batches(runner.preprocessing, size, strict=strict, fast=fast_decode):
+                    failures.extend(str(failure.error) for failure in batch.failures)
+                    advance(len(batch.records) + len(batch.failures))
+                    yield _labelled(batch, targets, None if exact is None else next(exact)[0])
+
+            evaluate(runner, fp32, batches(), evaluation)
+        figures = evaluation.figures()
+        if figures["images"] == 0:
+            raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
+        foreign = dataset.validation_differences(classes)
+        source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
+        counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
+        found = record(runner, counts, figures, threshold, names, source)
+        found.fast_decode = fast_decode
+        found.diagnosis = asdict(
+            diagnose(
+                figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
+                validation_set=foreign is not None, foreign_labels=foreign or 0, fast_decode=fast_decode,
+            )
+        )  # fmt: skip
+        layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
+    add_accuracy(folder, found)
+    return Verification(found.to_json(), failures, evaluation.details(), runner.labels, runner.manifest, layers)
+
+
+def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:
+    """Images of one batch; with ``exact``, the same decoded exactly, those that only one way can read left out."""
+    if exact is None:
+        return Labelled(batch.records, batch.images, targets)
+    _, rows, others = np.intersect1d(batch.indices, exact.indices, assume_unique=True, return_indices=True)
+    return Labelled([batch.records[row] for row in rows], batch.images[rows], targets[rows], exact.images[others])
+
+
+def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable[[ImageRow], None]:
+    """Writes rows to ``path``, which gets its name when ``stack`` ends well."""
+    temporary = stack.enter_context(replacing(path))
+    file = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow((*ImageRow._fields, "true_label", "predicted_label", "reference_label"))
+
+    def write(row: ImageRow) -> None:
+        names = ("" if index is None else labels[index] for index in (row.true, row.predicted, row.reference))
+        cells = (f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
+        writer.writerow((*cells, *names))
+
+    return write
+
+
+def _layers(folder: Path, fp32: Runner | None, sample: LabelledDataset, runner: Runner) -> list[TensorError]:
+    if fp32 is None:
+        raise InputError("comparing layers needs an FP32 bundle; pass --reference BUNDLE")
+    with progress("layers", len(sample)) as advance:
+        batches = (batch.images for batch, _ in sample.batches(runner.preprocessing, 4))
+        return layer_errors(folder, fp32.folder, batches, advance)
+
+
+def _identity(model: ModelInfo) -> tuple[object, ...]:
+    """What two bundles of one network share. Random weights have no hash: the seed and the model stand for it."""
+    return model.weights_sha256 or (model.weights, model.name, model.width), model.num_classes
+
+
+def _open_reference(
+    folder: Path, runner: Runner, reference: Path | None, target: str | None, threads: int | None
+) -> Runner | None:
+    model = runner.manifest.model
+    if reference is None:
+        sibling = folder.resolve().parent / f"{model.name}-fp32"
+        reference = folder if runner.manifest.precision == "fp32" else sibling
+        if not reference.is_dir():
+            return None
+    manifest = read_manifest(reference)
+    if manifest.precision != "fp32":
+        raise InputError(f"{reference} is {manifest.precision}; the reference must be an fp32 bundle")
+    if _identity(manifest.model) != _identity(model):
+        raise InputError(
+            f"{reference} was built from other weights ({manifest.model.weights}) than {folder} ({model.weights}); "
+            "build both from the same, or pass --reference"
+        )
+    if manifest.preprocessing != runner.manifest.preprocessing:
+        raise InputError(f"{reference} and {folder} differ in pre-processing; build them with the same options")
+    if target is None and availability(REFERENCE) is None:
+        target = REFERENCE
+    return open_bundle(reference, target=target, allow_untrained=True, threads=threads)

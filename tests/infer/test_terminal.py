@@ -1,0 +1,75 @@
+"""What every command does with errors, Ctrl-C and closed pipes."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import typer
+
+from infer.errors import AccuracyError, BundleError, InputError
+from infer.terminal import guarded, human_bytes
+
+
+def command(error):
+    @guarded
+    def run(debug=False):
+        if error is not None:
+            raise error
+        return 5
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("a"), 2), (BundleError("a"), 1), (AccuracyError("a"), 3)])
+def test_an_error_is_one_line_and_a_code(capsys, error, code):
+    with pytest.raises(typer.Exit) as caught:
+        command(error)()
+    assert caught.value.exit_code == code
+    assert capsys.readouterr() == ("", "error: a\n")
+
+
+def test_messages_with_line_breaks_become_one_line(capsys):
+    with pytest.raises(typer.Exit):
+        command(InputError("first\n   second\tthird"))()
+    assert capsys.readouterr().err == "error: first second third\n"
+
+
+def test_debug_lets_the_error_through():
+    with pytest.raises(InputError):
+        command(InputError("a"))(debug=True)
+
+
+def test_other_exceptions_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        command(ZeroDivisionError())()
+
+
+def test_ctrl_c(capsys):
+    with pytest.raises(typer.Exit) as caught:
+        command(KeyboardInterrupt())()
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr().err == "cancelled\n"
+
+
+def test_a_closed_pipe_is_quiet(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(typer.Exit) as caught:
+        command(BrokenPipeError())()
+    assert caught.value.exit_code == 141
+
+
+def test_results_pass():
+    assert command(None)() == 5
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (150 * 1024, "150 KiB"),
+        (5 * 2**20, "5.0 MiB"), (118 * 2**20, "118 MiB"), (3 * 2**30, "3.00 GiB"), (2000 * 2**30, "2000.00 GiB"),
+    ],
+)  # fmt: skip
+def test_human_bytes(size, text):
+    assert human_bytes(size) == text

@@ -1,0 +1,137 @@
+"""``python -m infer verify``: tables, JSON, CSV, the report, and the verdict as the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from infer.bundle import read_manifest
+from infer.errors import InputError
+from infer.verify.accuracy import Tally
+from infer.verify.cli import check_output
+
+
+@pytest.fixture
+def pair(own, shipped):
+    fp16 = own(shipped("fp16"))
+    shutil.copytree(shipped("fp32"), fp16.parent / shipped("fp32").name)
+    return fp16
+
+
+def test_verify_passes(call, pair, labelled):
+    code, out, err = call("verify", pair, "--data", labelled, "--limit", 40)
+    assert (code, err) == (0, "")
+    assert "PASSED: top-1 " in out
+    assert "agreement with FP32" in out
+    assert "(FP32 " in out
+    assert "top-1, 95 % interval" in out
+    assert "calibration error" in out
+    assert "Diagnosis" not in out  # nothing is published for these weights
+    assert len(read_manifest(pair).accuracy) == 1
+
+
+def test_verify_as_json(call, pair, labelled, tmp_path):
+    data = shutil.copytree(labelled, tmp_path / "data")
+    (data / "bag/broken.png").write_bytes(b"x")
+    code, out, err = call(
+        "verify", pair, "--data", data, "--json", "--reference", pair.parent / "iresnet50_fashion-fp32"
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert (found["images"], found["outcome"], len(found["failures"])) == (80, "passed", 1)
+    assert found["agreement"] > 98
+    assert "broken.png" in err
+    stored = read_manifest(pair).accuracy[0].to_json()
+    assert stored == {key: value for key, value in found.items() if key not in ("failures", "evaluation")}
+    assert [row["images"] for row in found["evaluation"]["classes"]] == [8] * 10
+    assert sum(b["images"] for b in found["evaluation"]["reliability"]) == 80
+    assert len(found["evaluation"]["differing"]) == 24
+
+
+def test_verify_fails_with_code_3(call, own, shipped, labelled, tmp_path):
+    swapped = tmp_path / "data"
+    names = sorted(path.name for path in labelled.iterdir())
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        shutil.copytree(labelled / name, swapped / other)  # every label is wrong
+    bundle = own(shipped("fp16"))
+    code, out, _ = call("verify", bundle, "--data", swapped, "--limit", 20)  # and there is nothing to compare with
+    assert code == 3
+    assert "FAILED: no FP32 reference" in out
+    assert read_manifest(bundle).accuracy[0].outcome == "failed"
+
+
+def test_verify_threshold_decides(call, pair, labelled, monkeypatch):
+    monkeypatch.setattr(Tally, "to_json", lambda _: dict(LOSES_TWO_POINTS))
+    assert call("verify", pair, "--data", labelled, "--threshold", "0.97")[0] == 0
+    code, out, _ = call("verify", pair, "--data", labelled, "--threshold", "0.98")
+    assert code == 3
+    assert "FAILED: top-1 78.00 % against 78.40 % needed (98.00% of FP32's 80.00 %)" in out
+
+
+LOSES_TWO_POINTS = {
+    "images": 100, "labelled": 100, "top1": 78.0, "top5": 99.0, "reference_top1": 80.0, "reference_top5": 99.0,
+    "lost": 3, "gained": 1, "agreement": 95.0, "disagreeing": 5, "max_logit_difference": 1.0,
+    "mean_logit_difference": 0.1, "cosine": 0.99, "sqnr_db": 20.0,
+}  # fmt: skip
+
+
+def test_verify_writes_csv_and_report(call, pair, labelled, tmp_path):
+    report, table = tmp_path / "out/report.html", tmp_path / "out/rows.csv"
+    code, out, _ = call("verify", pair, "--data", labelled, "--limit", 40, "--report", report, "--csv", table)
+    assert code == 0
+    assert f"written: {report}" in out and f"written: {table}" in out
+    assert "iresnet50_fashion fp16 on openvino" in report.read_text()
+    rows = list(csv.DictReader(table.open(newline="")))
+    record = read_manifest(pair).accuracy[0].to_json()
+    assert len(rows) == 40
+    assert list(rows[0]) == [
+        "name", "true", "predicted", "score", "reference", "reference_score", "agrees", "divergence",
+        "true_label", "predicted_label", "reference_label",
+    ]  # fmt: skip
+    assert 100 * np.mean([row["true"] == row["predicted"] for row in rows]) == record["top1"]
+    assert 100 * np.mean([row["true"] == row["reference"] for row in rows]) == record["reference_top1"]
+    assert sum(row["agrees"] == "False" for row in rows) == record["disagreeing"]
+    for row in rows:
+        assert row["true_label"].replace(" ", "_") == row["name"].split("/")[-2]
+        assert 0 < float(row["score"]) <= 1
+    assert sorted(path.name for path in report.parent.iterdir()) == ["report.html", "rows.csv"]
+
+
+def test_nothing_partial_is_left(call, pair, labelled, tmp_path):
+    data = shutil.copytree(labelled, tmp_path / "data")
+    next((data / "bag").iterdir()).write_bytes(b"no picture")
+    code, _, err = call(
+        "verify", pair, "--data", data, "--strict", "--csv", tmp_path / "out/x.csv", "--report", tmp_path / "out/x.html"
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_outputs_are_checked_before_the_images_are_run(call, pair, tmp_path):
+    for option in ("--report", "--csv"):
+        code, out, err = call("verify", pair, "--data", tmp_path / "no data", option, tmp_path)
+        assert (code, out) == (2, "")
+        assert f"{option}: {tmp_path} is a folder" in err
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"--csv: .*/file/x.csv cannot be written"):
+        check_output("--csv", tmp_path / "file/x.csv")
+    check_output("--csv", None)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_output("--csv", tmp_path / "x.csv")
+
+
+def test_real_labels_need_imagenet(call, pair, labelled, tmp_path):
+    (tmp_path / "real.json").write_text("[[1]]")
+    code, out, err = call("verify", pair, "--data", labelled, "--real", tmp_path / "real.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "leave out --real for other images" in err

@@ -1,0 +1,186 @@
+"""The page as text: complete, well-formed, escaped, and nothing that would need a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from report_data import EVIL, hostile, jpeg_size, verification
+
+from infer.errors import InputError
+from infer.verify.report import write_report
+from infer.verify.report.page import render
+from infer.verify.tensor_errors import TensorError
+
+VOID = {"meta", "img", "input", "br", "line"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; fails on tags that do not match."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self):
+        return " ".join(data for tag, data in self.texts if tag not in ("style", "script"))
+
+
+def test_everything_is_there():
+    result = verification()
+    page = Page(render(result))
+    text = page.text()
+    record = result.record
+    for expected in (
+        "net int8 on openvino", "Passed", "good enough", "Diagnosis (ok):", "as published", f"{record['top1']:.2f} %",
+        f"FP32 {record['reference_top1']:.2f} %", f"{record['lost']} lost, {record['gained']} gained",
+        f"{record['ece']:.2f} pts", "short side to 256, bilinear", "top-1 77.31 %; a paper", "Most frequent confusions",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert len(page.all("svg")) == 4
+    assert all(svg["aria-label"] for svg in page.all("svg"))
+    assert "could not be read" not in text
+    marks = [attributes.get("class") for attributes in page.all("p")]
+    assert "suspected verdict" not in marks and "passed verdict" in marks
+
+
+def test_pictures_are_inside_and_decode():
+    images = Page(render(verification())).all("img")
+    assert len(images) == 24
+    for image in images:
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/jpeg;base64"
+        assert jpeg_size(base64.b64decode(data)) == (64, 64)
+        assert image["alt"].startswith("photo ")
+
+
+def test_the_bars_are_as_high_as_the_figures():
+    result = verification()
+    html = render(result)
+    svg = html[html.index('aria-label="Reliability diagram"') :]
+    svg = svg[: svg.index("</svg>")]
+    filled = [b for b in result.details.reliability if b["images"]]
+    heights = [float(h) for h in re.findall(r'<rect class="bar" [^>]*height="([\d.]+)"', svg)]
+    full = 300 - 44 - 14
+    assert heights == pytest.approx([full * b["accuracy"] for b in filled], abs=0.02)
+    rings = [b for b in result.details.reference_reliability if b["images"]]
+    assert svg.count("<circle") == len(rings)
+
+
+def test_names_cannot_run_or_load_anything():
+    page = Page(render(hostile()))
+    assert len(page.all("script")) == 1
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    handlers = [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+    assert handlers == []
+    text = page.text()
+    assert text.count(EVIL) > 50
+    assert {image["alt"] for image in page.all("img")} <= {f"{EVIL}/{EVIL}{i}" for i in range(200)}
+
+
+def test_nothing_needs_a_network():
+    html = render(verification())
+    assert not re.search(r"https?:|//[a-z]", re.sub(r"data:image/jpeg;base64,[^\"]*", "", html))
+    page = Page(html)
+    assert page.all("link") == page.all("iframe") == []
+    assert all("src" not in attributes for attributes in page.all("script"))
+    assert "url(" not in html and "@import" not in html
+
+
+def test_the_policy_allows_only_the_style_and_the_script_of_the_page():
+    html = render(verification())
+    policy = next(meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    for tag, rule in (("style", "style-src"), ("script", "script-src")):
+        content = re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert not re.search(r'<[^>]+ style="', html)  # the policy would drop it
+
+
+def test_the_table_of_classes_sorts_by_numbers():
+    result = verification()
+    html = render(result)
+    keys = [head["data-key"] for head in Page(html).all("th") if "data-key" in head]
+    assert keys == ["class", "name", "images", "top1", "fp32", "change", "agreement"]
+    table = html[html.index('<table id="classes">') :]
+    rows = re.findall(r"<tr><td.*?</tr>", table[: table.index("</table>")])
+    assert len(rows) == 12
+    for row, expected in zip(rows, result.details.classes, strict=True):
+        values = [float(value) for value in re.findall(r'data-value="([^"]+)"', row)]
+        change = expected.top1 - expected.reference_top1
+        wanted = [
+            expected.index, expected.images, expected.top1, expected.reference_top1, change, expected.agreement,
+        ]  # fmt: skip
+        assert values == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_without_a_reference():
+    result = verification(reference=False)
+    page = Page(render(replace(result, record=result.record | {"reference": None})))
+    assert page.all("img") == []
+    assert len(page.all("svg")) == 2
+    assert "\N{EN DASH}" in page.text() and "Reference none" in page.text().replace("  ", " ")
+
+
+def test_failed_and_untrained_are_said():
+    found = {"kind": "pre-processing", "text": "look at the images"}
+    result = verification(outcome="failed", diagnosis=found, failures=[f"image {i}: damaged" for i in range(130)])
+    result.manifest.model.trained = False
+    page = Page(render(result))
+    text = page.text()
+    assert {"failed verdict", "suspected verdict"} <= {attributes.get("class") for attributes in page.all("p")}
+    assert "Diagnosis (pre-processing): look at the images" in " ".join(text.split())
+    assert "Failed" in text and "Passed" not in text
+    assert "Untrained: random weights" in text
+    assert "130 images could not be read" in text
+    assert "image 99: damaged" in text and "image 100: damaged" not in text and "and 30 more" in text
+
+
+def test_layers_are_shown_when_they_were_compared():
+    layers = [TensorError("layer1.0.relu", 12.34, 0.05, 0.001), TensorError("exact", float("inf"), 0.05, 0.0)]
+    text = Page(render(replace(verification(), layers=layers))).text()
+    assert "layer1.0.relu" in text and "12.3" in text and "0.100" in text
+
+
+def test_written_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "new/report.html"
+    write_report(path, verification())
+    assert path.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(InputError, match=r"report.html cannot be written \(No space left\)"):
+            write_report(path, verification(seed=1))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_file_names_that_are_not_unicode(tmp_path):
+    write_report(tmp_path / "x.html", verification(name="\udcff{i}.jpg"))
+    assert "udcff" in (tmp_path / "x.html").read_text("utf-8")
