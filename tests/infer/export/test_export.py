@@ -289,8 +289,8 @@ def test_a_deepstream_folder(bundle, tmp_path):
     infer = control.infer_config
     assert (infer.backend.triton.model_name, infer.max_batch_size) == (model.name, 3)
     assert (folder / infer.backend.triton.model_repo.root[0] / model.name / "config.pbtxt").is_file()
-    assert (infer.images.resize.network_format, infer.images.resize.tensor_order) == (1, 2)
-    assert infer.images.resize.tensor_name == "images" and infer.images.resize.normalize.scale_factor == 1
+    assert (infer.preprocess.network_format, infer.preprocess.tensor_order) == (1, 2)
+    assert infer.preprocess.tensor_name == "images" and infer.preprocess.normalize.scale_factor == 1
     assert infer.postprocess.classification.custom_parse_classifier_func == "IResNetParseClassifier"
     assert infer.postprocess.classification.threshold == 0.25
 

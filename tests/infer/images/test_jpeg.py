@@ -57,6 +57,7 @@ def noise(width, height, seed=0):
 
 def encode(image, **options):
     buffer = io.BytesIO()
+    ImageFile.MAXBLOCK = 1 << 20  # Pillow's buffer is too short for noise in one progressive scan
     image.save(buffer, "JPEG", **{"quality": 90, **options})
     return buffer.getvalue()
 

@@ -29,7 +29,7 @@ def test_without_kernels(tmp_path: Path) -> None:
     (tmp_path / "on_the_emulator.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "pytest", "-rA", "-q", "-p", "on_the_emulator", "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, "--rootdir", str(tmp_path), "-k", " or ".join(sorted(WITHOUT_KERNELS)), OWN_TESTS]
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[4])])
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[3])])
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
         check=False,
