@@ -94,7 +94,7 @@ def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
 def decode(bundle: Path, files: list[Path], _batch: int) -> Way:
     """Its decoding and pre-processing."""
     from infer.bundle import read_manifest
-    from infer.images.resize import Preprocessing
+    from infer.bundle.preprocessing import Preprocessing
     from infer.pipeline.host import load_batches
     from infer.sources import iter_records
 
@@ -151,7 +151,7 @@ def network(bundle: Path) -> tuple[Any, Any]:
 
     from engine_build import create_model
     from infer.bundle import read_manifest
-    from infer.images.resize import Preprocessing
+    from infer.bundle.preprocessing import Preprocessing
 
     manifest = read_manifest(bundle)
     spec, info = Preprocessing.from_json(manifest.preprocessing), manifest.model
@@ -220,7 +220,7 @@ def loader(bundle: Path, files: list[Path], batch: int) -> Way:
     import torch
 
     from infer.bundle import read_manifest
-    from infer.images.resize import Preprocessing
+    from infer.bundle.preprocessing import Preprocessing
 
     net, _ = network(bundle)
     spec = Preprocessing.from_json(read_manifest(bundle).preprocessing)
@@ -405,7 +405,7 @@ def main() -> None:
     if arguments.worker:
         work(arguments.worker, arguments.bundle, arguments.folder, arguments.batch)
         return
-    from infer.progress import progress
+    from infer.terminal import progress
 
     bundle = arguments.bundle or default_bundle()
     names = [name for name in WAYS if not arguments.only or arguments.only in name]

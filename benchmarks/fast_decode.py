@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from preprocess import jpegs
 
 from infer import open_bundle
+from infer.bundle.preprocessing import IMAGENET
 from infer.datasets import LabelledDataset, open_dataset
 from infer.images import decode_image, jpeg, scale_of
-from infer.images.resize import IMAGENET
 from infer.runner import Runner
 
 ENLARGED = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}

@@ -25,8 +25,8 @@ from PIL import Image, ImageFile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from preprocess import jpegs
 
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.images.jpeg import decoder_name, load_input
-from infer.images.resize import IMAGENET, Preprocessing
 from infer.pipeline.dali import Decoder, PlannedFile, plan_file
 from infer.pipeline.host import usable_cpus
 

@@ -42,8 +42,8 @@ from engine_build.quantise.rounding import IMAGES, round_layers
 from infer.backends.base import Outputs
 from infer.datasets import open_dataset
 from infer.pipeline.host import load_batches
-from infer.progress import progress
 from infer.sources import iter_records
+from infer.terminal import progress
 from infer.verify.accuracy import Tally
 
 MODEL = "iresnet50_fashion"

@@ -27,9 +27,10 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from infer.bundle.preprocessing import IMAGENET
 from infer.images.jpeg import ENVIRONMENT_VARIABLE, load_input
 from infer.images.native import load_kernel
-from infer.images.resize import IMAGENET, TALL_FIRST
+from infer.images.resize import TALL_FIRST
 from infer.pipeline.host import load_batches, usable_cpus
 from infer.sources import Record
 

@@ -39,8 +39,8 @@ def run(
     from calibration.cache import write_cache
     from calibration.from_images import Request, calibrate
     from infer.bundle import GRAPH, check_files, read_manifest
-    from infer.images.resize import Preprocessing
-    from infer.progress import progress
+    from infer.bundle.preprocessing import Preprocessing
+    from infer.terminal import progress
 
     manifest = read_manifest(bundle)
     if manifest.precision != "fp32":

@@ -19,9 +19,9 @@ from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
 from calibration.thresholds import METHODS, check_method
 from infer.bundle import now
+from infer.bundle.preprocessing import Preprocessing
 from infer.datasets import balanced_sample
 from infer.errors import InputError
-from infer.images.resize import Preprocessing
 from infer.pipeline.host import load_batches
 from infer.sources import Record, iter_records
 

@@ -10,8 +10,8 @@ import typer
 from calibration.from_images import Request
 from engine_build.network.zoo import MODELS
 from infer.bundle import BatchProfile
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import BundleError, InputError
-from infer.images.resize import Preprocessing
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model of the table (see: models), or a name for --onnx.")

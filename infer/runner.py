@@ -22,9 +22,9 @@ import numpy as np
 
 from infer.backends.base import Backend, GpuOptions, Outputs
 from infer.bundle import Manifest, read_labels, read_manifest
+from infer.bundle.preprocessing import Preprocessing
 from infer.checks.self_test import SelfTest
 from infer.errors import InputError, TargetUnavailableError, UntrainedError
-from infer.images.resize import Preprocessing
 from infer.predictions import Prediction, rank
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine_build.network.zoo import MODELS, Model
-from infer.images.resize import Preprocessing
+from infer.bundle.preprocessing import Preprocessing
 
 SIDE, CLASSES = 32, 10
 SPEC = Preprocessing(resize=SIDE, crop=SIDE)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index, attribute
-from engine_build.graph.names import LOGITS
-from engine_build.graph.passes import Logits
-from engine_build.graph.reference import normalise
+from engine_build.graph.reference import Logits, normalise
 from engine_build.precision.casts import value_types
+from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.tensors import LOGITS
 from infer.errors import GraphError
-from infer.images.resize import Preprocessing
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -17,7 +17,7 @@ from onnx import helper
 
 from calibration.onnx_index import Index
 from engine_build.checks.as_written import as_written, emulated, engine_name
-from engine_build.graph.passes import Logits
+from engine_build.graph.reference import Logits
 from engine_build.synthetic import varied_images
 from infer.backends import availability, open_backend
 from infer.bundle import KnownAnswers, Manifest, Plan, file_entry

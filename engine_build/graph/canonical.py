@@ -24,9 +24,9 @@ def canonicalise(model: onnx.ModelProto) -> None:
     ``Identity`` nodes go; what depends on constants only becomes an initializer, read by one node and called after it
     (:mod:`engine_build.graph.constants`); matrix products and additions of a bias become plain Conv and Gemm
     (:mod:`engine_build.graph.products`); reductions keep their dimensions, which a Squeeze then drops; ``ReduceMean``
-    over the image becomes ``GlobalAveragePool``; what only drops its 1x1 becomes ``Flatten``; nodes and tensors get unique
-    names after the module they came from (``layer1.0.conv1``), so that a calibration cache can be read; exporters'
-    notes, which hold local paths, go.
+    over the image becomes ``GlobalAveragePool``; what only drops its 1x1 becomes ``Flatten``; nodes and tensors get
+    unique names after the module they came from (``layer1.0.conv1``), so that a calibration cache can be read;
+    exporters' notes, which hold local paths, go.
     """
     index = Index(model)
     index.set_nodes([node for node in model.graph.node if not _drop_identity(node, index)])

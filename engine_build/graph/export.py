@@ -10,10 +10,11 @@ import warnings
 import onnx
 import torch
 
-from engine_build.graph.names import INPUT, LOGITS
-from engine_build.graph.passes import OPSET, Logits, check_step
-from engine_build.graph.reference import remembered, torch_logits
-from infer.images.resize import Preprocessing
+from engine_build.graph.check import check_step
+from engine_build.graph.passes import OPSET
+from engine_build.graph.reference import Logits, remembered, torch_logits
+from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.tensors import INPUT, LOGITS
 
 
 def export_torch(model: torch.nn.Module, spec: Preprocessing) -> tuple[onnx.ModelProto, Logits]:

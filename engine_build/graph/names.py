@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-INPUT, LOGITS, SCORES, CLASSES = "images", "logits", "scores", "classes"
+from infer.bundle.tensors import CLASSES, INPUT, LOGITS, SCORES
 
 #: Nodes that normalise the image; float32 at every precision.
 PROLOGUE = ("normalise.cast", "normalise.sub", "normalise.mul")

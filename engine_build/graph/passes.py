@@ -7,81 +7,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from calibration.onnx_index import Index, attribute
-from calibration.tensors import channel_axis, why_floating
+from calibration.onnx_index import Index
+from engine_build.graph.batch_norms import fold_batch_norms, simplify_batch_norms
 from engine_build.graph.canonical import canonicalise
+from engine_build.graph.check import check_step
 from engine_build.graph.equalise import equalise_streams
-from engine_build.graph.names import CLASSES, EPILOGUE, INPUT, LOGITS, PROLOGUE, SCORES
+from engine_build.graph.names import EPILOGUE, PROLOGUE
+from engine_build.graph.reference import Logits
+from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.tensors import CLASSES, INPUT, LOGITS, SCORES
 from infer.errors import GraphError
-from infer.images.resize import Preprocessing
 
 TOP_K = 5
 OPSET = 20
-# Float rounding only: no pass may move a logit by more than this share of the largest one.
-TOLERANCE = 1e-3
-
-Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-
-def fold_batch_norms(model: onnx.ModelProto) -> int:
-    """Fold every BN that alone reads a Conv's or Gemm's result into that layer, in place, in float64.
-
-    Returns:
-        How many were folded. A BN behind a residual addition stays: the sum is also the next shortcut.
-    """
-    index = Index(model)
-    folded: list[onnx.NodeProto] = []
-    for norm in _constant_norms(index):
-        layer = index.producer.get(norm.input[0])
-        if layer is None or layer.op_type not in ("Conv", "Gemm") or why_floating(layer, index) is not None:
-            continue
-        if index.only_consumer(layer.output[0]) is None:
-            continue
-        gamma, beta, mean, variance = (index.value(name).astype(np.float64) for name in norm.input[1:5])
-        scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
-        weight = index.value(layer.input[1])
-        bias = index.value(layer.input[2]) if len(layer.input) > 2 and layer.input[2] else np.zeros(len(scale))
-        shape = [1] * weight.ndim
-        shape[channel_axis(layer)] = -1
-        index.set_constant(layer.input[1], (weight * scale.reshape(shape)).astype(weight.dtype))
-        bias_name = index.set_constant(f"{layer.name}.folded_bias", ((bias - mean) * scale + beta).astype(weight.dtype))
-        del layer.input[2:]
-        layer.input.append(bias_name)
-        layer.output[0] = norm.output[0]
-        folded.append(norm)
-    dropped = {id(norm) for norm in folded}
-    index.set_nodes(node for node in model.graph.node if id(node) not in dropped)
-    return len(folded)
-
-
-def _constant_norms(index: Index) -> list[onnx.NodeProto]:
-    """The BNs whose parameters are constants."""
-    norms = [node for node in index.graph.node if node.op_type == "BatchNormalization"]
-    return [norm for norm in norms if all(name in index.constants for name in norm.input[1:5])]
-
-
-def simplify_batch_norms(model: onnx.ModelProto) -> None:
-    """Give every remaining BN mean 0, variance 1 and epsilon 0, in place; scale and shift take the rest.
-
-    In float16 a small variance would underflow; scale and shift do not.
-    """
-    index = Index(model)
-    for norm in _constant_norms(index):
-        gamma, beta, mean, variance = (index.value(name).astype(np.float64) for name in norm.input[1:5])
-        scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
-        values = (scale, beta - mean * scale, np.zeros_like(scale), np.ones_like(scale))
-        for position, (part, value) in enumerate(zip(("scale", "shift", "zero", "one"), values, strict=True), 1):
-            norm.input[position] = index.set_constant(f"{norm.name}.{part}", value.astype(np.float32))
-        del norm.attribute[:]
-        norm.attribute.append(helper.make_attribute("epsilon", 0.0))
-    index.set_nodes(model.graph.node)
 
 
 def add_uint8_input(model: onnx.ModelProto, spec: Preprocessing) -> None:
@@ -182,53 +124,3 @@ def prepare(model: onnx.ModelProto, spec: Preprocessing, num_classes: int, refer
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"the finished graph is not valid ONNX ({str(error)[:300]}). This is a defect") from error
     return folded
-
-
-def check_step(
-    step: str,
-    model: onnx.ModelProto,
-    spec: Preprocessing,
-    reference: Logits,
-    tolerance: float = TOLERANCE,
-    source: onnx.ModelProto | None = None,
-) -> None:
-    """Compare the graph in ONNX Runtime with ``reference`` at batch sizes 1 and 3.
-
-    Args:
-        step: what was done last.
-        model: the graph after it.
-        spec: its pre-processing.
-        reference: the right logits.
-        tolerance: share of the largest logit by which one may differ.
-        source: the graph before all steps, to tell rounding from a defect.
-
-    Raises:
-        GraphError: a logit differs by more than ``tolerance`` of the largest, or the graph does not run.
-    """
-    from engine_build.graph.precision_loss import explain
-    from engine_build.graph.reference import graph_logits
-    from engine_build.synthetic import synthetic_images
-
-    try:
-        logits = graph_logits(model, spec)
-        for batch in (1, 3):
-            images = synthetic_images(batch, spec.crop, seed=batch)
-            expected, found = reference(images), logits(images)
-            if expected.shape != found.shape:
-                raise GraphError(f"step {step}: expected logits {expected.shape}, found {found.shape}")
-            largest = float(np.abs(expected).max())
-            worst = float(np.abs(expected - found).max())
-            if worst <= tolerance * largest:
-                continue
-            moved = (
-                f"largest logit difference {worst:.3g} at batch {batch}, allowed {tolerance * largest:.3g} "
-                f"({tolerance:g} of the largest logit)"
-            )
-            rounding = explain(worst, largest, model, source, spec, images)
-            if rounding is not None:
-                raise GraphError(f"step {step} lost precision: {moved}; {rounding}")
-            raise GraphError(f"step {step} changed the results: {moved}. This is a defect; report the model")
-    except GraphError:
-        raise
-    except Exception as error:  # ONNX Runtime raises classes of its own that share no base
-        raise GraphError(f"step {step}: ONNX Runtime cannot run the graph ({str(error)[:300]})") from error

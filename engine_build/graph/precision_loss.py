@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from calibration.onnx_index import Index
-from infer.images.resize import Preprocessing
+from infer.bundle.preprocessing import Preprocessing
 
 #: A difference of so many times :func:`rounding_noise` is rounding. Steps that were right stayed below 0.7 times.
 SHARE = 4.0

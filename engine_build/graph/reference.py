@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 
 import numpy as np
@@ -9,9 +10,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from engine_build.graph.names import INPUT
-from engine_build.graph.passes import Logits
-from infer.images.resize import Preprocessing
+from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.tensors import INPUT
+
+#: From uint8 images ``[N, H, W, 3]`` to float32 logits ``[N, C]``.
+Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def normalise(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:

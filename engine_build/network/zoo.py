@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_build.network.iresnet import Architecture
+from engine_build.network.architecture import Architecture
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import InputError
-from infer.images.resize import IMAGENET, Preprocessing
 
 if TYPE_CHECKING:
     from engine_build.network.iresnet import IResNet

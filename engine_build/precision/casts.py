@@ -13,11 +13,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.onnx_index import Index
-from engine_build.graph.names import CLASSES, EPILOGUE, LOGITS, PROLOGUE, SCORES
+from engine_build.graph.names import EPILOGUE, PROLOGUE
 from engine_build.graph.shapes import infer_shapes
 from engine_build.precision.float16 import BOUNDS, FLOAT16_MAX
 from engine_build.precision.neighbours import with_neighbours
 from engine_build.precision.opsets import has_own_type, opset_for, opset_of, raised
+from infer.bundle.tensors import CLASSES, LOGITS, SCORES
 from infer.errors import InputError
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

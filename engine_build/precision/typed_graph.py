@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from calibration.onnx_index import Index
-from engine_build.graph.passes import TOLERANCE, check_step
+from engine_build.graph.check import TOLERANCE, check_step
 from engine_build.graph.valid import check_valid
 from engine_build.precision.casts import ALWAYS_FLOAT32, kind_of, to_precision, value_types
 from engine_build.precision.float16 import (

@@ -30,7 +30,7 @@ from engine_build.quantise.int8 import Int8Graph, Int8Options
 from engine_build.quantise.qdq import Quantised, insert_qdq
 from engine_build.source import Source
 from infer.errors import AccuracyError, InputError
-from infer.progress import progress
+from infer.terminal import progress
 
 DEFAULT_MAX_DROP = 0.5
 DEFAULT_BUDGET_IMAGES = 2048

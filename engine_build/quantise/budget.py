@@ -24,9 +24,9 @@ from infer.backends import openvino as openvino_backend
 from infer.backends.base import Backend, Outputs
 from infer.backends.onnxruntime import OnnxRuntimeBackend
 from infer.bundle import GRAPH
+from infer.bundle.preprocessing import Preprocessing
 from infer.datasets import balanced_sample, open_dataset
 from infer.errors import InputError
-from infer.images.resize import Preprocessing
 from infer.pipeline.host import load_batches
 from infer.sources import Record
 from infer.verify.accuracy import Tally

@@ -22,10 +22,10 @@ from engine_build.quantise.qdq import Placement, Quantised, insert_qdq, layer_sc
 from engine_build.quantise.rounding import IMAGES, RoundedLayers, round_layers
 from engine_build.source import Source
 from infer.bundle import other_network
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import InputError
-from infer.images.resize import Preprocessing
 from infer.pipeline.host import load_batches
-from infer.progress import progress
+from infer.terminal import progress
 
 SHIPPED = "iresnet50_fashion"
 _NAMED = 3

@@ -14,11 +14,11 @@ import onnx
 
 from engine_build.network.zoo import PUBLISHED, Model, find_model
 from infer.bundle import NETWORK_REVISION, ModelInfo
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import InputError
-from infer.images.resize import Preprocessing
 
 if TYPE_CHECKING:
-    from engine_build.graph.passes import Logits
+    from engine_build.graph.reference import Logits
 
 
 _LONGEST_NAME = 100

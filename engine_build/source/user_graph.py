@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from calibration.onnx_index import Index
+from engine_build.graph.check import TOLERANCE
 from engine_build.graph.constants import fold_constants
-from engine_build.graph.passes import OPSET, TOLERANCE, Logits
-from engine_build.graph.reference import graph_logits, normalise, remembered
+from engine_build.graph.passes import OPSET
+from engine_build.graph.reference import Logits, graph_logits, normalise, remembered
 from engine_build.precision.casts import value_types
 from engine_build.precision.opsets import opset_of
 from engine_build.source.external_data import load_onnx
@@ -26,8 +27,8 @@ from engine_build.source.refusals import (
     refuse_types,
 )
 from engine_build.synthetic import synthetic_images
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import GraphError
-from infer.images.resize import Preprocessing
 
 
 def load_user_graph(path: Path, spec: Preprocessing) -> tuple[onnx.ModelProto, Logits, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.backends.cpu import processor
+from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import TargetUnavailableError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class OnnxRuntimeBackend:
         """See :meth:`infer.backends.base.Backend.infer`."""
         if self._closed:
             raise TargetUnavailableError("this backend is closed")
-        return Outputs(*self._session.run(["logits", "scores", "classes"], {"images": batch}))
+        return Outputs(*self._session.run(list(OUTPUTS), {INPUT: batch}))
 
     def try_acquire(self, rows: int) -> None:
         """None: nothing would be gained, the batch is read where it is."""

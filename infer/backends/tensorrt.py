@@ -37,11 +37,11 @@ from infer.backends.cuda.events import Event
 from infer.backends.cuda.gpus import find_gpus
 from infer.backends.cuda.pinned import PinnedBatch
 from infer.backends.cuda.session import Session
+from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
 _SPECIALIZATIONS = ("lazy", "eager", "none")
-_OUTPUTS = ("logits", "scores", "classes")
 
 
 def availability(target: str, device: int = 0) -> str | None:
@@ -230,12 +230,12 @@ class TensorRTBackend:
         """
         self._ring.check()
         self._check_rows(batch)
-        pointers = [output_ptrs[name] for name in _OUTPUTS] if isinstance(output_ptrs, Mapping) else list(output_ptrs)
-        if len(pointers) != len(_OUTPUTS):
-            raise InputError(f"output_ptrs: expected {', '.join(_OUTPUTS)}, found {len(pointers)} addresses")
+        pointers = [output_ptrs[name] for name in OUTPUTS] if isinstance(output_ptrs, Mapping) else list(output_ptrs)
+        if len(pointers) != len(OUTPUTS):
+            raise InputError(f"output_ptrs: expected {', '.join(OUTPUTS)}, found {len(pointers)} addresses")
         ordinal = self._session.context.ordinal
         with self._session.context:
-            for name, pointer in zip(("images", *_OUTPUTS), (input_ptr, *pointers), strict=True):
+            for name, pointer in zip((INPUT, *OUTPUTS), (input_ptr, *pointers), strict=True):
                 check_pointer(name, pointer, ordinal)
             outputs = (pointers[0], pointers[1], pointers[2])
             return self._session.enqueue(batch, input_ptr, outputs, stream_handle or LEGACY_STREAM)

@@ -42,8 +42,8 @@ def bench(
     from infer.bench.measure import DEFAULT_BATCHES, Options, measure, sweep
     from infer.bench.report import Report, environment_of, flags_of, subject_of
     from infer.bench.roofline import ceiling, find_gpus, gpu_of, known_gpus, work_of
-    from infer.progress import progress
     from infer.runner import open_bundle
+    from infer.terminal import progress
 
     options = Options(
         numbers("--batch", batch), numbers("--in-flight", in_flight), duration, iterations, warm_up, repeat

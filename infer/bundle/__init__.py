@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from infer.bundle.accuracy_record import Accuracy, BuildCheck
+from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.tensors import CLASSES, INPUT, LOGITS, SCORES
 from infer.errors import BundleError
 from infer.files import sha256_file, write_bytes
-from infer.images.resize import Preprocessing
 
 FORMAT = 2
 #: Of our own networks. 1 added x in the second block of every stage where the official network adds ReLU(x).
@@ -24,7 +25,7 @@ NETWORK_REVISION = 2
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 LABELS = "labels.txt"
-_SIGNATURE = [("images", "uint8", 4), ("logits", "float32", 2), ("scores", "float32", 2), ("classes", "int32", 2)]
+_SIGNATURE = [(INPUT, "uint8", 4), (LOGITS, "float32", 2), (SCORES, "float32", 2), (CLASSES, "int32", 2)]
 
 
 class _Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer.classify.meter import Meter
-from infer.classify.sinks import FileSink, Kept, Sink
+from infer.classify.sinks import FileSink, Sink
+from infer.classify.sinks.rows import Kept
 from infer.errors import InputError
 from infer.files import sha256_file
 from infer.images.jpeg import decoder_name

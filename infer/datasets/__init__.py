@@ -26,11 +26,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.bundle.preprocessing import Preprocessing
 from infer.datasets.class_names import SCHEMES, ClassNames
 from infer.datasets.ground_truth import first_five, read_ground_truth
 from infer.datasets.imagenet import VALIDATION_IMAGES, imagenet1k, validation_number, validation_targets
 from infer.errors import InputError
-from infer.images.resize import Preprocessing
 from infer.pipeline.host import Batch, load_batches
 from infer.sources import TAR_SUFFIXES, Record, iter_records
 

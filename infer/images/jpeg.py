@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError
 from infer.images import (
     MAX_PIXELS,
@@ -38,7 +39,7 @@ from infer.images import (
     upright_turn,
 )
 from infer.images.native import load_kernel
-from infer.images.resize import FILTERS, TALL_FIRST, Preprocessing, check_output, place, plan_axes, preprocess
+from infer.images.resize import FILTERS, TALL_FIRST, check_output, place, plan_axes, preprocess
 
 ENVIRONMENT_VARIABLE = "IRESNET_DECODER"
 #: Fast mode keeps the short side of the decoded image at least so many times ``resize``.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import (
     BundleError,
     InputError,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 ABI = 1
 ANSWERED = 0x100
 OK, INVALID_ARGUMENT, BUNDLE, TARGET_UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL, WRONG_ANSWERS = range(9)
-_OUTPUTS = ("logits", "scores", "classes")
 
 
 class UnsupportedError(IResNetError):
@@ -178,7 +178,7 @@ class Library:
         """``iresnet_infer``."""
         with self._find(handle).use() as runner:
             self._check_batch(batch, None)
-            batch_array = self._array("images", images, size, np.uint8, (batch, *runner.manifest.inputs[0].shape[1:]))
+            batch_array = self._array(INPUT, images, size, np.uint8, (batch, *runner.manifest.inputs[0].shape[1:]))
             shapes = _output_shapes(runner, batch)
             wanted = {
                 name: self._array(name, getattr(outputs, name), getattr(outputs, f"{name}_bytes"), dtype, shape)
@@ -200,7 +200,7 @@ class Library:
                 )
             self._check_batch(batch, runner.backend.max_batch)
             height, width, channels = runner.manifest.inputs[0].shape[1:]
-            _check_size("images", size, batch * height * width * channels)
+            _check_size(INPUT, size, batch * height * width * channels)
             pointers = []
             for name, (shape, dtype) in _output_shapes(runner, batch).items():
                 if getattr(outputs, name) == self._ffi.NULL:
@@ -229,7 +229,7 @@ class Library:
 def _output_shapes(runner: Runner, batch: int) -> dict[str, tuple[tuple[int, int], Any]]:
     classes, k = runner.manifest.model.num_classes, runner.manifest.outputs[1].shape[1]
     return dict(
-        zip(_OUTPUTS, (((batch, classes), np.float32), ((batch, k), np.float32), ((batch, k), np.int32)), strict=True)
+        zip(OUTPUTS, (((batch, classes), np.float32), ((batch, k), np.float32), ((batch, k), np.int32)), strict=True)
     )
 
 

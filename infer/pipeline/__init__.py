@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Backend, Outputs
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError
-from infer.images.resize import Preprocessing
 from infer.pipeline.host import Batch, Failure, load_batches
 from infer.sources import Record
 

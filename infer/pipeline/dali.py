@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import InputError, TargetUnavailableError
 from infer.images import MAX_PIXELS, open_image, upright_turn
 from infer.images.jpeg import MAX_SCANS, SCAN, read_header
-from infer.images.resize import Preprocessing, plan_axes
+from infer.images.resize import plan_axes
 
 _LOG = logging.getLogger(__name__)
 # Among coded pixels 0xFF is followed by 0, by the number of a restart, or by another 0xFF.

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Backend, Outputs
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError, IResNetError, TargetUnavailableError
 from infer.images.jpeg import load_input
-from infer.images.resize import Preprocessing
 from infer.pipeline.dali import Decoder, PlannedFile, plan_file, require_dali
 from infer.pipeline.host import Failure, read_ahead, submit, usable_cpus, without_frames
 from infer.sources import Record

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Backend, InputBuffer, Outputs
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError
 from infer.images.jpeg import load_input
-from infer.images.resize import Preprocessing
 from infer.sources import Record
 
 

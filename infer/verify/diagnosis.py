@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from infer.bundle import ModelInfo
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.datasets.imagenet import VALIDATION_IMAGES
-from infer.images.resize import IMAGENET, Preprocessing
 
 TOLERANCE = 0.5
 """Points of top-1 that explain nothing: two published evaluations of the same iResNet weights differ by up to 0.19."""

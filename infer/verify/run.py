@@ -20,8 +20,8 @@ from infer.datasets.real_labels import read_real_labels
 from infer.errors import InputError
 from infer.files import replacing
 from infer.pipeline.host import Batch
-from infer.progress import progress
 from infer.runner import Runner, open_bundle
+from infer.terminal import progress
 from infer.verify.accuracy import DEFAULT_THRESHOLD, record
 from infer.verify.diagnosis import diagnose
 from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate

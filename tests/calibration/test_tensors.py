@@ -66,8 +66,9 @@ def test_additions_and_their_shortcuts(name, additions):
 
     from small_models import narrow
 
+    from engine_build.graph.batch_norms import fold_batch_norms
     from engine_build.graph.export import export_torch
-    from engine_build.graph.passes import canonicalise, fold_batch_norms
+    from engine_build.graph.passes import canonicalise
     from engine_build.network.weights import random_weights
     from engine_build.network.zoo import MODELS
 

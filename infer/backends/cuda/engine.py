@@ -14,14 +14,13 @@ from typing import Any
 
 from infer.backends.cuda.buffers import Layout, Placement, align
 from infer.backends.cuda.driver import DeviceError, DeviceMemoryError
+from infer.bundle.tensors import CLASSES, INPUT, LOGITS, OUTPUTS, SCORES
 from infer.errors import BundleError, IResNetError, TargetUnavailableError
 from infer.files import write_bytes
 
 RTX = "tensorrt_rtx"
-INPUT = "images"
-OUTPUTS = ("logits", "scores", "classes")
 _LOG = logging.getLogger(__name__)
-_DTYPES = {INPUT: "UINT8", "logits": "FLOAT", "scores": "FLOAT", "classes": "INT32"}
+_DTYPES = {INPUT: "UINT8", LOGITS: "FLOAT", SCORES: "FLOAT", CLASSES: "INT32"}
 
 
 class Engine:

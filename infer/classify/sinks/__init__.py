@@ -11,23 +11,15 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from infer.classify.partial import PartialOutput
-from infer.errors import InputError, IResNetError
+from infer.classify.sinks.rows import Kept, column_names, row_values, unwritable
+from infer.errors import InputError
 from infer.predictions import Prediction
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A row that an interrupted run left: the image it is of, and whether that could not be read."""
-
-    name: str
-    failed: bool
 
 
 class Sink(Protocol):
@@ -120,17 +112,6 @@ def open_sink(partial: PartialOutput, top: int) -> FileSink:
 
         return ParquetSink(partial, top)
     return TextSink(partial, partial.folder / f"rows{suffix}", _Csv(top) if suffix == ".csv" else _JsonLines())
-
-
-def column_names(top: int) -> list[str]:
-    """Columns of CSV and Parquet files: ``name``, ``class_1``, ``label_1``, ``score_1``, ... , ``error``."""
-    return ["name", *(f"{kind}_{i + 1}" for i in range(top) for kind in ("class", "label", "score")), "error"]
-
-
-def row_values(prediction: Prediction, top: int) -> list[Any]:
-    """Values of :func:`column_names`; None where there is none."""
-    cells = [cell for r in prediction.top for cell in (r.index, r.label, round(r.score, 6))]
-    return [prediction.name, *cells, *[None] * (3 * top - len(cells)), prediction.error]
 
 
 class _Form(Protocol):
@@ -241,8 +222,3 @@ class TextSink:
         file, self._file = self._file, None
         if file is not None:
             file.close()
-
-
-def unwritable(path: Path, error: OSError) -> IResNetError:
-    """The error for rows that find no place."""
-    return IResNetError(f"{path}: cannot be written ({error.strerror or error}); make room and go on with --resume")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.classify.partial import PartialOutput
-from infer.classify.sinks import Kept, column_names, row_values, unwritable
+from infer.classify.sinks.rows import Kept, column_names, row_values, unwritable
 from infer.errors import InputError
 from infer.files import replacing
 from infer.predictions import Prediction

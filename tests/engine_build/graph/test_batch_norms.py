@@ -8,7 +8,8 @@ from onnx import TensorProto
 from small_models import SIDE, bn_constants, bn_inputs, graph, run_graph
 
 from calibration.onnx_index import Index, attribute
-from engine_build.graph import passes
+from engine_build.graph.batch_norms import fold_batch_norms, simplify_batch_norms
+from engine_build.graph.canonical import canonicalise
 from infer.errors import GraphError
 
 X = np.random.default_rng(1).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
@@ -93,8 +94,8 @@ def test_folding(case):
     outputs = SEVERAL if case == "convolution is an output" else SEVERAL[:1]
     model = graph(nodes, {**constants, **BN4}, outputs=outputs)
     before = run_graph(model, X)
-    passes.canonicalise(model)
-    assert passes.fold_batch_norms(model) == folded
+    canonicalise(model)
+    assert fold_batch_norms(model) == folded
     assert Index(model).op_counts()["BatchNormalization"] == 1 - folded
     for old, new in zip(before, run_graph(model, X), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-4 * np.abs(old).max())
@@ -103,13 +104,13 @@ def test_folding(case):
 def test_folding_never_changes_a_constant_for_another_node():
     _, nodes, constants = FOLDS["shared weights"]
     with pytest.raises(GraphError, match=r"constant 'w' is read by several nodes \(c, d\); give each a copy first"):
-        passes.fold_batch_norms(graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1]))
+        fold_batch_norms(graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1]))
 
 
 def test_folding_drops_the_constants_of_the_norm():
     _, nodes, constants = FOLDS["conv"]
     model = graph(nodes, {**constants, **BN4}, outputs=SEVERAL[:1])
-    passes.fold_batch_norms(model)
+    fold_batch_norms(model)
     assert {tensor.name for tensor in model.graph.initializer} == {"w", "c.folded_bias"}
 
 
@@ -119,7 +120,7 @@ def test_remaining_norms_become_scale_and_shift():
     constants["bn.running_var"][0] = 1e-9  # underflows in float16
     model = graph(nodes, constants, outputs=SEVERAL[:1])
     before = run_graph(model, X)[0]
-    passes.simplify_batch_norms(model)
+    simplify_batch_norms(model)
     norm = model.graph.node[1]
     index = Index(model)
     assert attribute(norm, "epsilon") == 0

@@ -67,7 +67,8 @@ def test_a_grouped_reader_is_left_alone():
 
 
 def test_every_stage_of_an_iresnet_has_one_stream(exported):
-    from engine_build.graph.passes import canonicalise, fold_batch_norms
+    from engine_build.graph.batch_norms import fold_batch_norms
+    from engine_build.graph.passes import canonicalise
 
     model = onnx.load(exported[1])
     canonicalise(model)

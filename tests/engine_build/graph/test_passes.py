@@ -13,6 +13,9 @@ from small_models import CLASSES, SIDE, SPEC, bn_constants, classifier, graph, p
 
 from calibration.onnx_index import Index
 from engine_build.graph import passes
+from engine_build.graph.batch_norms import fold_batch_norms
+from engine_build.graph.canonical import canonicalise
+from engine_build.graph.check import check_step
 from engine_build.graph.reference import graph_logits
 from engine_build.network import zoo
 from engine_build.network.iresnet import IResNet
@@ -112,8 +115,8 @@ def test_norms_that_remain_in_deep_networks(name, norms, additions):
     )  # fmt: skip
     model = onnx.load_model_from_string(buffer.getvalue())
     every = ops(model)["BatchNormalization"]
-    passes.canonicalise(model)
-    assert passes.fold_batch_norms(model) == every - norms
+    canonicalise(model)
+    assert fold_batch_norms(model) == every - norms
     counts = ops(model)
     assert (counts["BatchNormalization"], counts["Add"]) == (norms, additions)
     assert counts["Conv"] == additions * 3 + 5  # three a block, four projections, the stem
@@ -183,12 +186,12 @@ def test_results_that_are_not_numbers_are_caught():
     index = Index(model)
     index.set_constant("fc.bias", np.full(CLASSES, np.nan, np.float32))
     with pytest.raises(GraphError, match="step here changed the results"):
-        passes.check_step("here", model, SPEC, graph_logits(classifier(), SPEC))
+        check_step("here", model, SPEC, graph_logits(classifier(), SPEC))
 
 
 def test_another_number_of_classes_is_caught():
     with pytest.raises(GraphError, match=r"step here: expected logits \(1, 10\), found \(1, 4\)"):
-        passes.check_step("here", four_classes(), SPEC, graph_logits(classifier(), SPEC))
+        check_step("here", four_classes(), SPEC, graph_logits(classifier(), SPEC))
 
 
 def four_classes():
@@ -282,7 +285,7 @@ def test_an_inner_tensor_called_logits():
 def canonical(nodes, constants, **options):
     model = graph(nodes, constants, **options)
     before = run_graph(model, X)[0]
-    passes.canonicalise(model)
+    canonicalise(model)
     np.testing.assert_allclose(run_graph(model, X)[0], before, atol=1e-5)
     return model
 
@@ -344,12 +347,12 @@ def test_identities_go_also_those_before_shared_weights():
     ]  # fmt: skip
     model = canonical(nodes, constants, outputs=Y)
     assert ops(model) == {"Conv": 1, "BatchNormalization": 1, "Identity": 1}  # the last one names the output
-    assert passes.fold_batch_norms(model) == 1
+    assert fold_batch_norms(model) == 1
 
 
 def test_equal_names_get_numbers():
     model = graph([("Relu", "x", "a", {"name": "act"}), ("Relu", "a", "y", {"name": "act"})], {}, outputs=Y)
-    passes.canonicalise(model)
+    canonicalise(model)
     assert [node.name for node in model.graph.node] == ["act", "act_2"]
     assert model.graph.node[0].output[0] == "act_output"
 

@@ -10,6 +10,7 @@ from small_models import CLASSES, CLASSIFIER, SPEC, bn_inputs, classifier, class
 
 from calibration.onnx_index import Index
 from engine_build.graph import passes
+from engine_build.graph.check import check_step
 from engine_build.graph.precision_loss import rounding_noise, widest_weights
 from engine_build.graph.reference import graph_logits
 from engine_build.precision.casts import to_precision
@@ -94,7 +95,7 @@ def test_a_cast_that_loses_too_much_is_told_with_advice():
     reference = graph_logits(copy_of(model), SPEC)
     prepare(model)
     with pytest.raises(GraphError, match=r"^step precision lost precision: .*or build fp32$"):
-        passes.check_step("precision", to_precision(model, "fp16"), SPEC, reference, 1e-6)
+        check_step("precision", to_precision(model, "fp16"), SPEC, reference, 1e-6)
 
 
 def test_the_widest_layer():

@@ -8,7 +8,7 @@ import torch
 from small_models import SPEC, classifier, pictures
 
 from engine_build.graph.reference import graph_logits, normalise, torch_logits
-from infer.images.resize import Preprocessing
+from infer.bundle.preprocessing import Preprocessing
 
 
 def test_normalise():

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine_build.network.iresnet import Architecture, IResNet, initialise
+from engine_build.network.architecture import Architecture
+from engine_build.network.iresnet import IResNet, initialise
 from engine_build.network.zoo import MODELS
 from infer.errors import InputError
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from calibration.onnx_index import Index
+from engine_build.graph.batch_norms import fold_batch_norms, simplify_batch_norms
 from engine_build.graph.equalise import residual_streams
 from engine_build.graph.export import export_torch
-from engine_build.graph.passes import canonicalise, equalise_streams, fold_batch_norms, simplify_batch_norms
+from engine_build.graph.passes import canonicalise, equalise_streams
 from engine_build.network.zoo import MODELS, count_parameters, shape_only
-from infer.images.resize import IMAGENET
+from infer.bundle.preprocessing import IMAGENET
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/official_logits.json").read_text())
 COMPUTED = [name for name, row in GOLDEN.items() if "logits" in row]

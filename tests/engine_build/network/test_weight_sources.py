@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from small_models import narrow, same_weights
 
 from engine_build.network import weights, zoo
-from engine_build.network.iresnet import Architecture, IResNet, initialise
+from engine_build.network.architecture import Architecture
+from engine_build.network.iresnet import IResNet, initialise
 from engine_build.network.weights import load_weights, random_weights
 from infer.errors import WeightsError
 from infer.files import sha256_file

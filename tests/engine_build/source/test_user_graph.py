@@ -25,7 +25,8 @@ from small_models import (
 from calibration.onnx_index import Index
 from engine_build.graph.passes import prepare
 from engine_build.graph.reference import graph_logits, torch_logits
-from engine_build.network.iresnet import Architecture, IResNet, initialise
+from engine_build.network.architecture import Architecture
+from engine_build.network.iresnet import IResNet, initialise
 from engine_build.source.user_graph import load_user_graph
 from infer.errors import GraphError
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from infer.backends.base import Outputs
+from infer.bundle.preprocessing import Preprocessing
 from infer.classify.job import Shard, Tally, run_job, skip_kept
 from infer.classify.meter import Meter
-from infer.classify.sinks import Kept
+from infer.classify.sinks.rows import Kept
 from infer.errors import ImageError, InputError, IResNetError
-from infer.images.resize import Preprocessing
 from infer.pipeline import run_records
 from infer.sources import Record
 

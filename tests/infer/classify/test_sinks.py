@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from infer.classify.partial import PartialOutput
-from infer.classify.sinks import Kept, StreamSink, open_sink, partial_output
+from infer.classify.sinks import StreamSink, open_sink, partial_output
 from infer.classify.sinks import parquet as parquet_sink
+from infer.classify.sinks.rows import Kept
 from infer.errors import InputError, IResNetError
 from infer.predictions import Prediction, Ranked
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from infer.bundle.preprocessing import Preprocessing
 from infer.datasets import LabelledDataset, balanced_sample, imagenet_classes, open_dataset
 from infer.datasets.class_names import ClassNames
 from infer.datasets.imagenet import is_imagenet1k, validation_number, validation_targets
 from infer.errors import ImageError, InputError
-from infer.images.resize import Preprocessing
 from infer.sources import Record
 
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

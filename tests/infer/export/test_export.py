@@ -13,11 +13,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from typer.testing import CliRunner
 
 from infer.bundle import BatchProfile, Plan, file_entry, read_labels, read_manifest, write_manifest
+from infer.bundle.preprocessing import Preprocessing
 from infer.cli import app
 from infer.errors import BundleError, InputError, UntrainedError
 from infer.export.deepstream import DeepStreamOptions, centre, export_deepstream
 from infer.export.triton import TritonOptions, export_triton
-from infer.images.resize import Preprocessing
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient[grpc]")
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import ImageError, InputError
 from infer.images import decode_image, jpeg
 from infer.images.jpeg import decoder_name, load_input
 from infer.images.native import load_kernel
-from infer.images.resize import FILTERS, IMAGENET, TALL_FIRST, Preprocessing
+from infer.images.resize import FILTERS, TALL_FIRST
 
 KERNEL = load_kernel()
 needs_kernel = pytest.mark.skipif(KERNEL is None, reason="infer.images.native is not compiled here")

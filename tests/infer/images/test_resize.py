@@ -15,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import BundleError, InputError
-from infer.images.resize import IMAGENET, Preprocessing, preprocess
+from infer.images.resize import preprocess
 
 
 def import_torchvision():

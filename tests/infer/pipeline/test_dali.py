@@ -15,9 +15,9 @@ import pytest
 from hostile_images import bombs, sound
 from PIL import Image
 
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import ImageError, InputError, TargetUnavailableError
 from infer.images.jpeg import load_input
-from infer.images.resize import IMAGENET, Preprocessing
 from infer.pipeline.dali import Decoder, plan_file, require_dali
 
 HERE = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError
 from infer.images import decode_image
-from infer.images.resize import Preprocessing, preprocess
+from infer.images.resize import preprocess
 from infer.pipeline.host import load_batches, usable_cpus
 from infer.sources import Record
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from infer.backends.base import Outputs
 from infer.bundle import BatchProfile, FileEntry, Manifest, ModelInfo
-from infer.images.resize import IMAGENET
+from infer.bundle.preprocessing import IMAGENET
 from infer.sources import Record
 from infer.verify.evaluation import Evaluation, Labelled
 from infer.verify.run import Verification

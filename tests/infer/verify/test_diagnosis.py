@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from infer.bundle import ModelInfo
-from infer.images.resize import IMAGENET, Preprocessing
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.verify.diagnosis import diagnose, standard_error, wilson
 
 PUBLISHED = 77.31

@@ -18,8 +18,8 @@ from trt_stand_in.graph import write_graph
 from trt_stand_in.kernels import run_graph
 
 from infer.backends.cuda.pinned import PinnedBatch
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import BundleError, InputError, TargetUnavailableError
-from infer.images.resize import Preprocessing
 from infer.runner import Runner
 from infer.sources import Record
 
