@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import ImageError, InputError
