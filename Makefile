@@ -1,4 +1,4 @@
-# The one door for people. Every target first makes .venv when it is missing or older than its inputs.
+# The one door for people. Every target checks its arguments, then makes .venv when it is missing or older than its inputs.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,13 +7,13 @@ SHELL := /bin/bash
 MODEL ?= iresnet101
 PRECISION ?= fp16
 TARGET ?= auto
-BATCH ?= 1,32,128
 BUNDLE ?= engines/$(MODEL)-$(PRECISION)
 PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+IRESNET := $(VENV)/bin/iresnet
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 # With an NVIDIA GPU the venv also gets TensorRT and pycuda.
@@ -21,42 +21,75 @@ EXTRAS := build,test,lint$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma
 comma := ,
 flag = $(if $($(1)),$(2) "$($(1))")
 SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
-  $(call flag,DATA,--data) $(call flag,IMAGES,--images) $(call flag,METHOD,--method)
+  $(call flag,DATA,--data) $(call flag,LIMIT,--limit) $(call flag,METHOD,--method)
+BATCH_SIZES = $(call flag,MIN_BATCH,--min-batch) $(call flag,OPT_BATCH,--opt-batch) $(call flag,MAX_BATCH,--max-batch)
 
-.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info test lint train-shipped setup clean distclean
+.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test lint train-shipped setup \
+  clean distclean check-build check-calibrate check-bundle check-data check-images
 
 help:  ## this text
 	@echo "make TARGET [NAME=value ...]"; echo
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo; echo "ARGS='...' adds options to the command; see: $(RUN) -m engine_build build --help, $(RUN) -m infer --help"
+	@echo; echo "ARGS='...' adds options to the command; see: $(IRESNET) --help, $(IRESNET) build --help"
 
 demo: $(READY)  ## build the shipped model at every precision, classify, verify, one table
-	$(RUN) -m engine_build demo $(ARGS)
+	$(IRESNET) demo $(ARGS)
 
-engine: $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= BATCH= DATA= CACHE= MAX_DROP=
-	$(RUN) -m engine_build build --model $(MODEL) --precision $(PRECISION) --target $(TARGET) --batch $(BATCH) $(strip \
+engine: check-build $(READY)  ## build a bundle: MODEL= PRECISION= TARGET= WEIGHTS= ONNX= MAX_BATCH= DATA= CACHE= MAX_DROP=
+	$(IRESNET) build --model "$(MODEL)" --precision $(PRECISION) --target $(TARGET) $(strip $(BATCH_SIZES) \
 	  $(call flag,CACHE,--cache) $(call flag,MAX_DROP,--max-drop) $(call flag,BUDGET_DATA,--budget-data) $(SOURCE) $(ARGS))
 
-calibrate: $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= IMAGES= METHOD=mse|percentile|minmax|entropy
-	$(RUN) -m engine_build calibrate --model $(MODEL) $(strip $(SOURCE) $(ARGS))
+calibrate: check-calibrate $(READY)  ## INT8 calibration cache of MODEL= from images: DATA= LIMIT= METHOD=mse|percentile|minmax|entropy
+	$(IRESNET) calibrate --model "$(MODEL)" $(strip $(SOURCE) $(ARGS))
 
 models: $(READY)  ## the table of models
-	$(RUN) -m engine_build models $(ARGS)
+	$(IRESNET) models $(ARGS)
 
-classify: $(READY)  ## name what is on IMAGES= (files, folders, tar, Parquet): BUNDLE=, or MODEL= and PRECISION=
-	@test -n "$(IMAGES)" || { echo "error: pass IMAGES=path (an image, a folder, a tar file)" >&2; exit 2; }
-	$(RUN) -m infer classify "$(BUNDLE)" $(IMAGES) $(ARGS)
+classify: check-images $(READY)  ## name what is on IMAGES= (files, folders, tar, Parquet): BUNDLE=, or MODEL= and PRECISION=
+	$(IRESNET) classify "$(BUNDLE)" $(IMAGES) $(ARGS)
 
-verify: $(READY)  ## accuracy against labels and FP32 on DATA= (folder or tar): REPORT=x.html CSV=x.csv REAL=real.json
-	@test -n "$(DATA)" || { echo "error: pass DATA=path (a folder or tar file with labelled images)" >&2; exit 2; }
-	$(RUN) -m infer verify "$(BUNDLE)" --data "$(DATA)" $(strip $(call flag,REFERENCE,--reference) \
-	  $(call flag,REPORT,--report) $(call flag,CSV,--csv) $(call flag,REAL,--real) $(ARGS))
+verify: check-data $(READY)  ## accuracy against labels and FP32 on DATA= (folder or tar): REPORT=x.html CSV=x.csv REAL=real.json
+	$(IRESNET) verify "$(BUNDLE)" --data "$(DATA)" $(strip $(call flag,REFERENCE,--reference) \
+	  $(call flag,LIMIT,--limit) $(call flag,REPORT,--report) $(call flag,CSV,--csv) $(call flag,REAL,--real) $(ARGS))
 
-bench: $(READY)  ## throughput and latency of a bundle, model only
-	$(RUN) -m infer bench "$(BUNDLE)" $(ARGS)
+bench: check-bundle $(READY)  ## throughput and latency of a bundle, model only
+	$(IRESNET) bench "$(BUNDLE)" $(ARGS)
 
-info: $(READY)  ## what a bundle is and which of its plans run here
-	$(RUN) -m infer info "$(BUNDLE)" $(ARGS)
+info: check-bundle $(READY)  ## what a bundle is and which of its plans run here
+	$(IRESNET) info "$(BUNDLE)" $(ARGS)
+
+doctor: $(READY)  ## what this machine has, which targets run here, what would add the others
+	$(IRESNET) doctor $(ARGS)
+
+# Arguments are looked at before anything is installed, which may take minutes.
+wrong = { echo "error: $(1)" >&2; exit 2; }
+one_of = case " $(2) " in *" $($(1)) "*) ;; *) $(call wrong,$(1): expected one of $(2); found '$($(1))') ;; esac
+is_file = test -z "$($(1))" || test -f "$($(1))" || $(call wrong,$(1): there is no file '$($(1))')
+renamed = test -z "$($(1))" || $(call wrong,$(1)= is now $(2))
+
+check-build: check-calibrate
+	@$(call renamed,BATCH,MAX_BATCH=$(comma) with MIN_BATCH= and OPT_BATCH=)
+	@$(call one_of,PRECISION,fp32 fp16 bf16 int8 fp8 auto)
+	@for target in $(subst $(comma), ,$(TARGET)); do case $$target in auto|tensorrt|tensorrt_rtx|openvino) ;; \
+	  *) $(call wrong,TARGET: expected auto or some of tensorrt$(comma)tensorrt_rtx$(comma)openvino; found '$(TARGET)') ;; esac; done
+	@$(call is_file,CACHE)
+
+check-calibrate:
+	@$(call renamed,IMAGES,LIMIT=$(comma) the number of calibration images; the images themselves are DATA=)
+	@test -n "$(ONNX)" || grep -q '"$(MODEL)"' engine_build/network/zoo.py || \
+	  $(call wrong,MODEL: there is no model '$(MODEL)'; make models lists them$(comma) ONNX= takes your own)
+	@$(call is_file,WEIGHTS)
+	@$(call is_file,ONNX)
+
+check-bundle:
+	@test -f "$(BUNDLE)/manifest.json" || \
+	  $(call wrong,BUNDLE: there is no bundle in '$(BUNDLE)'; make engine MODEL=$(MODEL) PRECISION=$(PRECISION) builds one)
+
+check-images: check-bundle
+	@test -n "$(IMAGES)" || $(call wrong,IMAGES: expected a path: an image$(comma) a folder$(comma) a tar file)
+
+check-data: check-bundle
+	@test -n "$(DATA)" || $(call wrong,DATA: expected a folder or tar file with labelled images)
 
 test: $(READY)  ## the tests
 	$(RUN) tests/cuda_emulator/build.py || echo "the tests of the CUDA runner will be skipped"

@@ -40,7 +40,7 @@ setup(
         "infer.export": ["*.cpp", "*.mk"],
         "infer.verify.report": ["page.css", "page.js"],
     },
-    install_requires=["numpy>=1.26", "pillow>=11", "msgspec>=0.19", "typer>=0.15", "rich>=13"],
+    install_requires=["numpy>=1.26", "pillow>=11", "msgspec>=0.19", "typer>=0.20", "rich>=13"],
     extras_require={
         # Checkpoints, graphs and engines that need no GPU to build.
         "build": [
@@ -66,9 +66,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "iresnet-build = engine_build.cli:main",
-            "iresnet-calibrate = calibration.cli:main",
-            "iresnet-infer = infer.cli:main",
+            "iresnet = engine_build.command:main",
         ],
     },
 )  # fmt: skip

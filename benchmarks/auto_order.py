@@ -1,6 +1,6 @@
 """Which layers should leave int8 first: the trade-off curves of several orders, on the shipped model's test images.
 
-    python benchmarks/auto_order.py [--images 10000] [--json FILE]
+    python benchmarks/auto_order.py [--limit 10000] [--json FILE]
 
 Orders compared, each from calibration images: by the error that a layer makes when it alone is rounded (what
 PRECISION=auto uses), from 16, 32 and 256 images; by what un-rounding a layer gains while all others are int8; from the
@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from calibration.from_images import Request
+from calibration.request import Request
 from calibration.sensitivity import logit_errors, roundings
 from engine_build.precision.casts import to_precision
 from engine_build.quantise.auto import order, tied_layers
@@ -80,7 +80,7 @@ def rank_correlation(one: Errors, other: Errors) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=10_000, help="test images a trial")
+    parser.add_argument("--limit", type=int, default=10_000, help="test images a trial")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=140)
@@ -96,7 +96,7 @@ def main() -> None:
     orders, result = ranked(source, int8, images, console)
 
     labels = (shipped / "labels.txt").read_text(encoding="utf-8").splitlines()
-    dataset = open_dataset([shipped / "test.tar.gz"], labels, limit=arguments.images)
+    dataset = open_dataset([shipped / "test.tar.gz"], labels, limit=arguments.limit)
     loaded = list(dataset.batches(source.spec, 100, strict=True))
     tested = np.concatenate([batch.images for batch, _ in loaded])
     budget = Budget(tested, np.concatenate([targets for _, targets in loaded]), "test.tar.gz")

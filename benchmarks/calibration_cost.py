@@ -5,7 +5,7 @@ ONNX Runtime's threads otherwise burn CPU time waiting for each other. The graph
 every calibrator gets the same images one at a time. ONNX Runtime's run twice: on the tensors that ``quantize_static``
 calibrates by default, and on exactly those that this project calibrates.
 
-    python benchmarks/calibration_cost.py [--quick] [--images 64] [--repeats 3] [--json out.json]
+    python benchmarks/calibration_cost.py [--quick] [--limit 64] [--repeats 3] [--json out.json]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GOALS = (("minmax", "MinMax", 0.5, None), ("all methods", "Entropy", 0.25, 0.1))
 def main() -> None:
     """Parse the command line; without ``--child`` run every case as a child of this process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="8 images, once")
     parser.add_argument("--model", default="iresnet50")
@@ -46,7 +46,7 @@ def main() -> None:
         case, tensors, folder = options.child
         run_case(case, tensors, Path(folder))
         return
-    images, repeats = (8, 1) if options.quick else (options.images, options.repeats)
+    images, repeats = (8, 1) if options.quick else (options.limit, options.repeats)
     with tempfile.TemporaryDirectory(prefix="calibration-cost-") as folder:
         call("prepare", f"{options.model}:{images}", folder)
         results = measure(folder, repeats)

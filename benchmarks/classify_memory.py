@@ -32,21 +32,21 @@ PROGRAM = "import infer.classify.sinks.parquet as p; p.PART_ROWS = 1024\nfrom in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--limit", type=int, default=100_000)
     parser.add_argument("--files", type=int, default=500, help="different pictures among them")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", default="jsonl", choices=("jsonl", "csv", "parquet"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        listed = make_list(Path(folder), arguments.files, arguments.images)
+        listed = make_list(Path(folder), arguments.files, arguments.limit)
         output = Path(folder, f"whole.{arguments.format}")
         seconds, sizes = watched(arguments.bundle, listed, output)
-        print(f"{arguments.images} images in {seconds:.0f} s, {arguments.images / seconds:.0f}/s; resident memory:")
+        print(f"{arguments.limit} images in {seconds:.0f} s, {arguments.limit / seconds:.0f}/s; resident memory:")
         for rows, resident in sizes:
             print(f"  {rows:8} rows  {resident / 1e6:7.1f} MB")
         same = killed(arguments, listed, Path(folder, f"killed.{arguments.format}"), seconds, output)
-    early = [resident for rows, resident in sizes if rows <= arguments.images / 10]
+    early = [resident for rows, resident in sizes if rows <= arguments.limit / 10]
     # Not the last one: the joining of Parquet parts takes some 25 MB, however many there are.
     flat = max(resident for _, resident in sizes[:-1]) <= 1.05 * max(early)
     print(f"memory: {'flat' if flat else 'RISES'}; rows after {arguments.kills} kills: {'same' if same else 'DIFFER'}")

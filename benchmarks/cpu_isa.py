@@ -3,7 +3,7 @@
 The shipped model's int8 graph runs over the test set in ONNX Runtime as it is written, and in OpenVINO once for each
 instruction set, in a process of its own with ``ONEDNN_MAX_CPU_ISA``. What this machine lacks is "not measured".
 
-    python benchmarks/cpu_isa.py [--images 10000] [--bundle engines/iresnet50_fashion-int8] [--json FILE]
+    python benchmarks/cpu_isa.py [--limit 10000] [--bundle engines/iresnet50_fashion-int8] [--json FILE]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def in_parts(logits: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=10_000, help="test images")
+    parser.add_argument("--limit", type=int, default=10_000, help="test images")
     parser.add_argument("--bundle", type=Path, help="int8 bundle of the shipped model; None builds one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
@@ -89,7 +89,7 @@ def main() -> None:
     row = find_model(MODEL)
     assert row.shipped is not None
     labels = (row.shipped / "labels.txt").read_text().splitlines()
-    dataset = open_dataset([row.shipped / "test.tar.gz"], labels, limit=args.images)
+    dataset = open_dataset([row.shipped / "test.tar.gz"], labels, limit=args.limit)
     images = np.concatenate([batch.images for batch, _ in dataset.batches(row.preprocessing, 500)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,6 +1,6 @@
 """What fast mode, the decoding of large JPEG files at a reduced size, changes: top-1 of a trained model, grey levels.
 
-    python benchmarks/fast_decode.py engines/iresnet50_fashion-fp32 [--images 2000] [--json]
+    python benchmarks/fast_decode.py engines/iresnet50_fashion-fp32 [--limit 2000] [--json]
 
 The model is the shipped one, whose test images have 28 x 28 pixels: they are enlarged, smoothly (bicubic) and with
 hard edges (nearest), and written as JPEG, quality 93. That is no ImageNet; the photos say what happens to sharp ones.
@@ -104,12 +104,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = {
         "decoder": jpeg.decoder_name(),
-        "model": model_rows(options.bundle, options.images),
+        "model": model_rows(options.bundle, options.limit),
         "photos": photo_rows(),
     }
     if options.json:

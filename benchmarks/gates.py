@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.cache import CalibrationCache
-from calibration.from_images import Request, choose_images
+from calibration.choices import METHODS
+from calibration.from_images import choose_images
+from calibration.request import Request
 from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
-from calibration.thresholds import METHODS, SYMMETRIC_STEPS
+from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.checks.gates import Gates, gate_images
 from engine_build.graph.gmac import count_gmac
 from engine_build.precision.casts import to_precision
@@ -89,7 +91,7 @@ def main() -> None:
     parser.add_argument("--width", type=float)
     args = parser.parse_args()
     source = load_source(SourceOptions(args.model, width=args.width, offline=True), Steps())
-    request = with_images(source, Request((), images=256))
+    request = with_images(source, Request((), limit=256))
     records = choose_images(request)
     images = np.concatenate([batch.images for batch in load_batches(records, source.spec, 64)])
     options = Int8Options(calibration=request, rounding="nearest")

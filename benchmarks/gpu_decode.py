@@ -110,11 +110,11 @@ def rate(device: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=int, help="ordinal of a GPU; without it DALI runs on the CPU")
-    parser.add_argument("--images", type=int, default=192, help="for each pre-processing, a multiple of 16")
+    parser.add_argument("--limit", type=int, default=192, help="for each pre-processing, a multiple of 16")
     parser.add_argument("--rounds", type=int, default=24)
     options = parser.parse_args()
     for spec in (IMAGENET, Preprocessing(232, 224), Preprocessing(333, 299)):
-        found = levels(options.device, spec, options.images)
+        found = levels(options.device, spec, options.limit)
         print(
             f"{spec.resize}/{spec.crop}: largest {found[:, 0].max():.0f}, mean {found[:, 1].mean():.3f} levels, "
             f"{len(found)} images"

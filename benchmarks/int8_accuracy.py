@@ -191,7 +191,7 @@ def run(graph: Graph, images: NDArray[np.uint8]) -> list[Outputs]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modelopt", metavar="PYTHON", help="interpreter that has nvidia-modelopt[onnx]")
-    parser.add_argument("--images", type=int, default=10_000, help="test images")
+    parser.add_argument("--limit", type=int, default=10_000, help="test images")
     parser.add_argument("--only", metavar="TEXT", default="", help="rows whose name contains this")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -201,7 +201,7 @@ def main() -> None:
     assert row.shipped is not None
     spec, shipped = row.preprocessing, row.shipped
     labels = (shipped / "labels.txt").read_text().splitlines()
-    dataset = open_dataset([shipped / "test.tar.gz"], labels, limit=args.images)
+    dataset = open_dataset([shipped / "test.tar.gz"], labels, limit=args.limit)
     images = np.concatenate([batch.images for batch, _ in dataset.batches(spec, 500)])
     records = iter_records([shipped / "calibration.tar.gz"])
     calibration = np.concatenate([batch.images for batch in load_batches(records, spec, 128)])

@@ -197,7 +197,7 @@ def read_cache(path: Path) -> CalibrationCache:
 
 def _read(path: Path, limit: int, what: str) -> bytes:
     if not path.is_file():
-        raise InputError(f"no {what} at {path}; make one with `python -m calibration`")
+        raise InputError(f"no {what} at {path}; make one with `iresnet calibrate`")
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -1,4 +1,4 @@
-"""``python -m calibration``: calibrate the graph of an FP32 bundle, look at caches."""
+"""``iresnet cache run | show``, also as ``python -m calibration``: caches for FP32 bundles, and what is in one."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ from typing import Annotated
 
 import typer
 
-from calibration.from_images import DEFAULT_IMAGES, DEFAULT_METHOD
+from calibration.choices import DEFAULT_LIMIT, DEFAULT_METHOD, Method
+from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
 from infer.errors import InputError
-from infer.terminal import DebugOption, JsonOption, guarded
 
-app = typer.Typer(
-    name="iresnet-calibrate",
-    help="INT8 calibration caches. To calibrate a model of the zoo: python -m engine_build calibrate.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
+app = new_app("cache", "INT8 calibration caches: look at one, or make one for a bundle.")
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, cls=renamed(images="--limit"))
 @guarded
 def run(
     bundle: Annotated[Path, typer.Argument(help="FP32 bundle: its graph and its pre-processing are used.")],
     data: Annotated[list[str], typer.Option("--data", "-d", help="Folder, tar file or glob pattern; repeatable.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Cache file to write.")],
-    images: Annotated[int, typer.Option(min=1, help="At most; classes as even as they allow.")] = DEFAULT_IMAGES,
-    method: Annotated[str, typer.Option(help="mse, percentile, minmax or entropy.")] = DEFAULT_METHOD,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most, classes as even as they allow.")] = DEFAULT_LIMIT,
+    method: Annotated[Method, typer.Option(help="How ranges are chosen.")] = DEFAULT_METHOD,
     percentile: Annotated[float | None, typer.Option(help="Of the method percentile, such as 99.99.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
     as_json: JsonOption = False,
@@ -37,7 +33,8 @@ def run(
     import onnx
 
     from calibration.cache import write_cache
-    from calibration.from_images import Request, calibrate
+    from calibration.from_images import calibrate
+    from calibration.request import Request
     from infer.bundle import GRAPH, check_files, read_manifest
     from infer.bundle.preprocessing import Preprocessing
     from infer.terminal import progress
@@ -46,9 +43,9 @@ def run(
     if manifest.precision != "fp32":
         raise InputError(f"{bundle} is {manifest.precision}; calibration needs the float graph of an fp32 bundle")
     check_files(bundle, [manifest.graph])
-    request = Request(tuple(data), images, method, {} if percentile is None else {"percentile": percentile}, seed)
+    request = Request(tuple(data), limit, method, {} if percentile is None else {"percentile": percentile}, seed)
     spec = Preprocessing.from_json(manifest.preprocessing)
-    with progress("calibrate", images) as advance:
+    with progress("calibrate", limit) as advance:
         result = calibrate(
             onnx.load(bundle / GRAPH), spec, request, tool=manifest.tool,
             network_revision=manifest.model.network_revision, progress=lambda done: advance(1),
@@ -101,5 +98,5 @@ def show(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="iresnet-calibrate" if not sys.argv[0].endswith("__main__.py") else "python -m calibration")
+    """``python -m calibration``."""
+    app(prog_name="python -m calibration")

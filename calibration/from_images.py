@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calibration.cache import CalibrationCache
+from calibration.choices import METHODS
 from calibration.provenance import Provenance
+from calibration.request import Request
 from calibration.statistics import Statistics
 from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
-from calibration.thresholds import METHODS, check_method
+from calibration.thresholds import check_method
 from infer.bundle import now
 from infer.bundle.preprocessing import Preprocessing
 from infer.datasets import balanced_sample
@@ -25,29 +26,7 @@ from infer.errors import InputError
 from infer.pipeline.host import load_batches
 from infer.sources import Record, iter_records
 
-#: Chosen by measurement on the shipped model, see docs/int8.md.
-DEFAULT_METHOD = "mse"
-DEFAULT_IMAGES = 512
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to calibrate with.
-
-    Attributes:
-        data: images: files, folders, tar files, glob patterns.
-        images: how many are used at most; classes (folders) as even as they allow.
-        method: one of :data:`calibration.thresholds.METHODS`.
-        parameters: of the method, such as ``{"percentile": 99.99}``.
-        seed: of the choice of images.
-    """
-
-    data: tuple[str, ...]
-    images: int = DEFAULT_IMAGES
-    method: str = DEFAULT_METHOD
-    parameters: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,9 @@ def calibrate(
 
     steps = activation_steps(graph)
     statistics = collect(graph, batches(), activation_tensors(graph), progress=progress)
-    others = {name: statistics.amax(name, steps) for name in METHODS if name != request.method}
+    others: dict[str, dict[str, float]] = {
+        name: statistics.amax(name, steps) for name in METHODS if name != request.method
+    }
     provenance = Provenance(
         graph_sha256=graph_sha256(graph), data_sha256=statistics.data_hash, images=statistics.images,
         method=request.method, parameters=dict(request.parameters), created=now(), tool=tool,
@@ -125,4 +106,4 @@ def choose_images(request: Request) -> Sequence[Record]:
     records = list(iter_records(request.data))
     members = [record.member for record in records]
     folders = [(record.source, str(PurePosixPath(record.member).parent)) for record in records]
-    return [records[i] for i in balanced_sample(members, folders, request.images, request.seed)]
+    return [records[i] for i in balanced_sample(members, folders, request.limit, request.seed)]

@@ -22,7 +22,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
         graph_sha256: SHA-256 of the float graph, 64 hex digits.
         data_sha256: SHA-256 of the calibration images, order-independent (``Statistics.data_hash``).
         images: how many.
-        method: of :data:`calibration.thresholds.METHODS`.
+        method: of :data:`calibration.choices.METHODS`.
         created: date and time, ISO 8601.
         tool: name and version of what made it.
         parameters: the method's parameters.

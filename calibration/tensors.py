@@ -15,7 +15,6 @@ from calibration.onnx_index import Index, attribute
 
 #: Steps of a tensor that is never negative and may be moved down to use the negative integers too.
 SHIFTED_STEPS = 255
-RESIDUALS = ("identity", "none", "both")
 _LAYERS = ("Conv", "Gemm", "MatMul")
 # Arithmetic of the same kind that has no int8 form here; it is listed beside the layers that were left out.
 _OTHERS = ("ConvTranspose", "DeformConv", "Einsum", "Attention", "GRU", "LSTM", "RNN")

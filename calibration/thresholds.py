@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.choices import METHODS
 from calibration.histogram import Histogram
 from infer.errors import InputError
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 DEFAULT_PERCENTILE = 99.99
 #: Integers of symmetric int8 from 0 to amax.
 SYMMETRIC_STEPS = 127

@@ -1,55 +1,46 @@
-"""Options that the commands share, and the parsing of their values."""
+"""Options that the commands share, grouped as ``--help`` shows them, and the parsing of their values."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from calibration.from_images import Request
+from calibration.choices import Method, Residual
+from calibration.request import Request
+from engine_build.choices import Rounding
 from engine_build.network.zoo import MODELS
 from infer.bundle import BatchProfile
-from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
+from infer.choices import Interpolation, Precision, Target
 from infer.errors import BundleError, InputError
+
+_WEIGHTS, _PIXELS, _INT8, _AUTO, _TENSORRT = (
+    "Weights", "Pre-processing of your own graph", "int8, fp8 and auto: calibration", "auto: the budget",
+    "TensorRT",
+)  # fmt: skip
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model of the table (see: models), or a name for --onnx.")
 ]
-WeightsOption = Annotated[
-    Path | None, typer.Option(help="Checkpoint: .safetensors, .pth or .pt. None: search, then download.")
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", "-p", help="Of the layers; auto: int8 within --max-drop.")
 ]
-OnnxOption = Annotated[Path | None, typer.Option(help="Your own float ONNX classifier, input [N, 3, H, W].")]
-ClassesOption = Annotated[int | None, typer.Option(help="Outputs; None: as the checkpoint.")]
-WidthOption = Annotated[float | None, typer.Option(help="Channel multiplier of the network.")]
-ResizeOption = Annotated[int | None, typer.Option(help="Short side after resizing, pixels.")]
-CropOption = Annotated[int | None, typer.Option(help="Side of the centre crop, the input of the network, pixels.")]
-MeanOption = Annotated[str | None, typer.Option(help="Normalisation, R,G,B for values in 0..1.")]
-StdOption = Annotated[str | None, typer.Option(help="Normalisation, R,G,B for values in 0..1.")]
-InterpolationOption = Annotated[str | None, typer.Option(help="bilinear or bicubic.")]
-RequireOption = Annotated[bool, typer.Option(help="Fail rather than build from random weights.")]
-OfflineOption = Annotated[bool, typer.Option(help="Do not try to download weights.")]
-SeedOption = Annotated[int, typer.Option(help="Of random weights and of the choice of calibration images.")]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option("--data", "-d", help="Calibration images: folder, tar file or glob pattern; repeat for several."),
-]
-ImagesOption = Annotated[int, typer.Option(min=1, help="Calibration images, classes as even as they allow.")]
-MethodOption = Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile, minmax or entropy.")]
-PercentileOption = Annotated[float | None, typer.Option(help="Of the method percentile, such as 99.99.")]
-MaxDropOption = Annotated[
-    float,
-    typer.Option(help="For auto: points of top-1 that int8 may cost against FP32; of agreement, without labels."),
-]
-BudgetDataOption = Annotated[
-    list[str] | None,
+TargetOption = Annotated[
+    str,
     typer.Option(
-        help="For auto: images to measure the drop on, with class folders or other labels; None: calibration images."
+        "--target",
+        "-t",
+        metavar="[auto|" + "|".join(get_args(Target)) + "],...",
+        help="One or several with commas; auto: all that can be built here.",
     ),
 ]
-BudgetImagesOption = Annotated[
-    int, typer.Option(min=1, help="For auto: how many of them at most, classes as even as they allow.")
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder of the bundle; None: engines/MODEL-PRECISION.")
 ]
+LabelsOption = Annotated[Path | None, typer.Option(help="Class names, one a line.")]
+SeedOption = Annotated[int, typer.Option(help="Of random weights and of the choice of calibration images.")]
 MinSqnrOption = Annotated[
     float | None,
     typer.Option(
@@ -58,9 +49,134 @@ MinSqnrOption = Annotated[
     ),
 ]
 
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint: .safetensors, .pth or .pt. None: search, then download.", rich_help_panel=_WEIGHTS),
+]
+OnnxOption = Annotated[
+    Path | None, typer.Option(help="Your own float ONNX classifier, input [N, 3, H, W].", rich_help_panel=_WEIGHTS)
+]
+ClassesOption = Annotated[int | None, typer.Option(help="Outputs; None: as the checkpoint.", rich_help_panel=_WEIGHTS)]
+WidthOption = Annotated[float | None, typer.Option(help="Channel multiplier.", rich_help_panel=_WEIGHTS)]
+RequireOption = Annotated[
+    bool,
+    typer.Option("--require-weights", help="Fail rather than build from random weights.", rich_help_panel=_WEIGHTS),
+]
+OfflineOption = Annotated[
+    bool, typer.Option("--offline", help="Do not try to download weights.", rich_help_panel=_WEIGHTS)
+]
+
+ResizeOption = Annotated[int | None, typer.Option(help="Short side after resizing, pixels.", rich_help_panel=_PIXELS)]
+CropOption = Annotated[
+    int | None,
+    typer.Option(help="Side of the centre crop, the input of the network, pixels.", rich_help_panel=_PIXELS),
+]
+MeanOption = Annotated[
+    str | None, typer.Option(help="Normalisation, R,G,B for values in 0..1.", rich_help_panel=_PIXELS)
+]
+StdOption = Annotated[
+    str | None, typer.Option(help="Normalisation, R,G,B for values in 0..1.", rich_help_panel=_PIXELS)
+]
+InterpolationOption = Annotated[Interpolation | None, typer.Option(help="Antialiased.", rich_help_panel=_PIXELS)]
+
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Calibration images: folder, tar file or glob pattern; repeat for several.",
+        rich_help_panel=_INT8,
+    ),
+]
+LimitOption = Annotated[
+    int,
+    typer.Option(min=1, help="Calibration images at most, classes as even as they allow.", rich_help_panel=_INT8),
+]
+MethodOption = Annotated[Method, typer.Option(help="How ranges are chosen.", rich_help_panel=_INT8)]
+PercentileOption = Annotated[
+    float | None, typer.Option(help="Of the method percentile, such as 99.99.", rich_help_panel=_INT8)
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Calibration cache to use, and no other.", rich_help_panel=_INT8)
+]
+AcceptOption = Annotated[
+    bool,
+    typer.Option("--accept-cache", help="Take a cache of another graph or of unknown origin.", rich_help_panel=_INT8),
+]
+ResidualOption = Annotated[
+    Residual,
+    typer.Option(help="Inputs of residual additions to quantise; identity: the shortcut.", rich_help_panel=_INT8),
+]
+RoundingOption = Annotated[
+    Rounding,
+    typer.Option(
+        help="Of int8 weights: by what each layer reads of calibration images, or to nearest.", rich_help_panel=_INT8
+    ),
+]
+
+MaxDropOption = Annotated[
+    float,
+    typer.Option(
+        help="Points of top-1 that int8 may cost against FP32; of agreement, without labels.", rich_help_panel=_AUTO
+    ),
+]
+BudgetDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Images to measure the drop on, with class folders or other labels; None: calibration images.",
+        rich_help_panel=_AUTO,
+    ),
+]
+BudgetLimitOption = Annotated[
+    int, typer.Option(min=1, help="Of them at most, classes as even as they allow.", rich_help_panel=_AUTO)
+]
+
+MinBatchOption = Annotated[int, typer.Option(min=1, help="Smallest batch of the plan.", rich_help_panel=_TENSORRT)]
+OptBatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Batch the plan is tuned for; None: 32, or the largest.", rich_help_panel=_TENSORRT),
+]
+MaxBatchOption = Annotated[int, typer.Option(min=1, help="Largest batch of the plan.", rich_help_panel=_TENSORRT)]
+WorkspaceOption = Annotated[
+    int | None, typer.Option(min=1, help="Scratch memory in MiB; None: all there is.", rich_help_panel=_TENSORRT)
+]
+CapabilityOption = Annotated[
+    str | None,
+    typer.Option(
+        help="GPUs of a TensorRT-RTX plan, such as 8.6,8.9,12.0; None: every one from 8.0.", rich_help_panel=_TENSORRT
+    ),
+]
+VersionOption = Annotated[
+    bool, typer.Option("--version-compatible", help="Later versions load the plan too.", rich_help_panel=_TENSORRT)
+]
+HardwareOption = Annotated[
+    bool,
+    typer.Option("--hardware-compatible", help="Other GPUs from 8.0 load the plan too.", rich_help_panel=_TENSORRT),
+]
+TimingOption = Annotated[Path, typer.Option(help="Kept between builds.", rich_help_panel=_TENSORRT)]
+LevelOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=5, help="More builds longer for a faster plan; None: TensorRT's 3.", rich_help_panel=_TENSORRT
+    ),
+]
+Tf32Option = Annotated[
+    bool, typer.Option("--tf32/--no-tf32", help="fp32 layers may multiply in TF32.", rich_help_panel=_TENSORRT)
+]
+AuxStreamsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Streams beside the caller's; 0 saves memory; None: TensorRT chooses.", rich_help_panel=_TENSORRT
+    ),
+]
+AvgTimingOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs averaged to time a kernel; None: TensorRT's 1.", rich_help_panel=_TENSORRT),
+]
+
 
 def calibration_request(
-    data: list[str] | None, images: int, method: str, percentile: float | None, seed: int
+    data: list[str] | None, limit: int, method: Method, percentile: float | None, seed: int
 ) -> Request:
     """The calibration that the options ask for.
 
@@ -70,24 +186,37 @@ def calibration_request(
     if percentile is not None and method != "percentile":
         raise InputError(f"--percentile belongs to --method percentile, not to {method}")
     parameters = {} if percentile is None else {"percentile": percentile}
-    return Request(tuple(data or ()), images, method, parameters, seed)
+    return Request(tuple(data or ()), limit, method, parameters, seed)
 
 
-def parse_batch(text: str) -> BatchProfile:
-    """``128`` or ``1,32,128`` as a batch profile.
+def parse_targets(text: str) -> tuple[str, ...]:
+    """``openvino,tensorrt`` as names.
 
     Raises:
-        InputError: anything else, or not 1 <= min <= opt <= max.
+        InputError: one that is none, or ``auto`` beside others.
     """
-    try:
-        sizes = [int(part) for part in text.replace("/", ",").split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) == 1:
-        sizes = [1, min(32, sizes[0]), sizes[0]]
-    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise InputError(f"batch: expected MAX or MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, found {text!r}")
-    return BatchProfile(min=sizes[0], opt=sizes[1], max=sizes[2])
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    known = ("auto", *get_args(Target))
+    for name in names:
+        if name not in known:
+            raise InputError(f"--target: expected one of {', '.join(known)}, found {name!r}")
+    if "auto" in names and len(names) > 1:
+        raise InputError("--target: auto is every target that can be built here; pass it alone")
+    return names
+
+
+def batch_profile(smallest: int, tuned: int | None, largest: int) -> BatchProfile:
+    """The batch sizes of a plan.
+
+    Raises:
+        InputError: not min <= opt <= max.
+    """
+    tuned = min(max(32, smallest), largest) if tuned is None else tuned
+    if not smallest <= tuned <= largest:
+        raise InputError(
+            f"batch: expected --min-batch <= --opt-batch <= --max-batch, found {smallest}, {tuned}, {largest}"
+        )
+    return BatchProfile(min=smallest, opt=tuned, max=largest)
 
 
 def _floats(name: str, text: str | None) -> list[float] | None:
@@ -123,7 +252,7 @@ def preprocessing_of(
     changes = {key: value for key, value in changes.items() if value is not None}
     if not changes:
         return None
-    base = Preprocessing() if onnx is not None or model not in MODELS else MODELS[model].preprocessing
+    base = IMAGENET if onnx is not None or model not in MODELS else MODELS[model].preprocessing
     try:
         return Preprocessing.from_json({**base.to_json(), **changes})
     except BundleError as error:  # the same checks as for a manifest, but here the options are wrong

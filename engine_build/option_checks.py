@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from calibration.from_images import Request
+from calibration.request import Request
 from calibration.thresholds import check_method
 from engine_build.quantise.int8 import Int8Options
 from engine_build.source import SourceOptions
@@ -44,8 +44,8 @@ def check_request(request: Request) -> None:
         InputError: says which.
     """
     check_method(request.method, request.parameters)
-    if request.images < 1:
-        raise InputError(f"calibration images: expected at least 1, found {request.images}")
+    if request.limit < 1:
+        raise InputError(f"calibration images: expected at least 1, found {request.limit}")
     check_seed(request.seed)
     check_data(request.data)
 
@@ -67,4 +67,4 @@ def check_calibration(options: Int8Options) -> None:
     if options.cache is None:
         check_request(options.calibration)
     elif not options.cache.is_file():
-        raise InputError(f"no calibration cache at {options.cache}; make one with `python -m calibration`")
+        raise InputError(f"no calibration cache at {options.cache}; make one with `iresnet calibrate`")

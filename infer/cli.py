@@ -1,135 +1,22 @@
-"""``python -m infer``: classify images, verify accuracy, look at bundles."""
+"""``iresnet classify | verify | bench | export | info``, also as ``python -m infer``."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-
 from infer.bench.cli import bench
 from infer.classify.cli import classify
-from infer.errors import KnownAnswersError
-from infer.export.cli import export_deepstream, export_triton
-from infer.terminal import DebugOption, JsonOption, guarded, human_bytes
+from infer.command_line import new_app, renamed
+from infer.export.cli import app as export
+from infer.info import info
 from infer.verify.cli import verify
 
-if TYPE_CHECKING:
-    from infer.bundle import Manifest
-    from infer.checks.self_test import TargetReport
-
-app = typer.Typer(
-    name="iresnet-infer", help="Run, verify and inspect engine bundles.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
-
+app = new_app("infer", "Run, verify and inspect engine bundles.")
 app.command(no_args_is_help=True)(classify)
-app.command(no_args_is_help=True)(verify)
+app.command(no_args_is_help=True, cls=renamed(layers="--layers-limit"))(verify)
 app.command(no_args_is_help=True)(bench)
-app.command("export-triton", no_args_is_help=True)(export_triton)
-app.command("export-deepstream", no_args_is_help=True)(export_deepstream)
-
-BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")]
-
-
-@app.command(no_args_is_help=True)
-@guarded
-def info(
-    bundle: BundleArgument,
-    check: Annotated[
-        bool, typer.Option("--check", help="Run every plan that runs here on the bundle's known answers, now.")
-    ] = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Show what a bundle is, which of its plans run here, and its measured accuracy. Checks every file's hash.
-
-    With --check the exit code is 1 where a plan computes something else than the graph.
-    """
-    from infer.backends import TARGETS, availability
-    from infer.bundle import check_files, read_labels, read_manifest
-    from infer.checks.self_test import check_plans, passed_here
-
-    manifest = read_manifest(bundle)
-    check_files(bundle, [manifest.graph, *(entry for plan in manifest.plans for entry in plan.files)])
-    if manifest.known_answers is not None:
-        check_files(bundle, [manifest.known_answers.file])
-    read_labels(bundle, manifest)
-    reports = check_plans(bundle, manifest) if check else []
-    runnable = {p.target: availability(p.target) if p.target in TARGETS else "unknown target" for p in manifest.plans}
-    if as_json:
-        import msgspec
-
-        found = {"unavailable": runnable, "passed_here": msgspec.to_builtins(passed_here(bundle, manifest))}
-        found |= {"checked": [report.to_json() for report in reports]} if check else {}
-        print(json.dumps({**msgspec.to_builtins(manifest), **found}))
-    else:
-        _print_info(bundle, manifest, runnable)
-        _print_checks(reports)
-    if any(report.error for report in reports):
-        raise typer.Exit(KnownAnswersError.exit_code)
-
-
-def _print_checks(reports: list[TargetReport]) -> None:
-    from infer.checks.passed import describe
-
-    for report in reports:
-        if report.unavailable is not None:
-            print(f"known answers on {report.target}: not checked, it does not run here")
-        for checked in report.checked:
-            print(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s, {checked.device}")
-        if report.error is not None:
-            print(f"known answers on {report.target}: FAILED: {report.error}")
-
-
-def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from infer.checks.known_answers import TELLING_DB
-    from infer.checks.passed import describe
-    from infer.checks.self_test import passed_here
-
-    model = manifest.model
-    out = Console(highlight=False)
-    table = Table(title=str(bundle), title_justify="left", show_header=False)
-    table.add_row("model", f"{model.name}, {model.num_classes} classes, {manifest.precision}")
-    table.add_row("weights", model.weights + ("" if model.trained else "  UNTRAINED"))
-    for tensor in (*manifest.inputs, *manifest.outputs):
-        table.add_row(tensor.name, f"{tensor.dtype} {tensor.shape}")
-    batch = manifest.batch
-    table.add_row("batch of TensorRT plans", f"{batch.min} to {batch.max}, tuned for {batch.opt}")
-    for plan in manifest.plans:
-        where = plan.gpu or (
-            f"compute capability {', '.join(plan.compute_capabilities)}" if plan.compute_capabilities else ""
-        )
-        size = human_bytes(sum(entry.size for entry in plan.files))
-        state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
-        if built_with := plan.audit.get("summary", {}).get("instruction_set"):
-            where = f"built where its kernels were {built_with}"
-        table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
-    for check in manifest.checks:
-        table.add_row(f"{check.target} at the build", f"against the {check.against}: {check}, {check.engine}")
-    if (answers := manifest.known_answers) is None:
-        table.add_row("known answers", "none: what this bundle computes cannot be checked")
-    else:
-        tells = f"{answers.floor_db:.1f} dB needed" if answers.floor_db >= TELLING_DB else "cannot tell"
-        table.add_row("known answers", f"{answers.images} pictures, {tells}, by {answers.engine}")
-        for checked in passed_here(bundle, manifest):
-            table.add_row(f"  on {checked.target}", f"{describe(checked)}, {checked.device}")
-    for measured in manifest.accuracy:
-        figures = measured.figures
-        top1 = f"top-1 {figures['top1']:.2f} %, " if "top1" in figures else ""
-        agreement = f"agreement {figures['agreement']:.2f} %, " if "agreement" in figures else ""
-        table.add_row(
-            f"accuracy on {measured.target}",
-            f"{measured.outcome}: {top1}{agreement}{measured.counts.images} images of {measured.data}",
-        )
-    out.print(table)
+app.add_typer(export, name="export")
+app.command(no_args_is_help=True)(info)
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="iresnet-infer" if not sys.argv[0].endswith("__main__.py") else "python -m infer")
+    """``python -m infer``."""
+    app(prog_name="python -m infer")

@@ -43,6 +43,10 @@ class TargetUnavailableError(IResNetError):
     """A backend cannot run here: a library, a driver or a device is missing."""
 
 
+class MissingDependencyError(IResNetError):
+    """A package of an extra is not installed; the message names the extra."""
+
+
 class KnownAnswersError(IResNetError):
     """A plan does not give the logits of its own graph on this machine."""
 

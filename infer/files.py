@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -71,6 +72,15 @@ def cache_root() -> Path:
     """The user's cache folder of this project: ``$IRESNET_CACHE`` or ``~/.cache/iresnet``."""
     root = os.environ.get("IRESNET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "iresnet"
     return Path(root)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files below ``folder``; 0 where there is none. Files that vanish meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def _umask() -> int:

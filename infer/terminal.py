@@ -1,47 +1,10 @@
-"""What the command lines share: errors as one line, the options everybody has, progress bars, sizes for people."""
+"""What people see of a long command: progress bars, and sizes in their units."""
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, ParamSpec, TypeVar
-
-import typer
-
-from infer.errors import IResNetError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn this project's errors into one line on standard error and an exit code, unless ``--debug``.
-
-    A closed pipe (``| head``) and Ctrl-C end the command quietly, with the codes shells expect.
-    """
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except IResNetError as error:
-            if kwargs.get("debug"):
-                raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("cancelled", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(141) from None
-
-    return run
 
 
 def human_bytes(size: float) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.from_images import Request, choose_images
+from calibration.from_images import choose_images
+from calibration.request import Request
 from engine_build.graph.gmac import count_gmac
 from engine_build.quantise.int8 import Int8Graph, Int8Options, with_images
 from engine_build.source import Source
@@ -73,7 +74,7 @@ def gate_images(source: Source, options: Int8Options, gmac: float | None) -> Gat
 
     count = int(min(_MOST, max(_FEWEST, _GMAC / gmac if gmac else _FEWEST)))
     shipped = source.row.shipped if source.row is not None else None
-    request = replace(options.calibration, images=count)
+    request = replace(options.calibration, limit=count)
     try:  # what the shipped model is calibrated with may be wrong: it is judged by its own images
         request = replace(request, data=()) if shipped is not None else request
         images = _load(source, with_images(source, request))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from calibration.onnx_index import Index
 from calibration.sensitivity import logit_errors, roundings
 from calibration.tensors import quantisable_nodes, shift_groups
+from engine_build.choices import DEFAULT_BUDGET_LIMIT, DEFAULT_MAX_DROP
 from engine_build.precision.typed_graph import Typing
 from engine_build.quantise.budget import Budget, Meter, Point, split_images
 from engine_build.quantise.int8 import Int8Graph, Int8Options
@@ -32,8 +33,6 @@ from engine_build.source import Source
 from infer.errors import AccuracyError, InputError
 from infer.terminal import progress
 
-DEFAULT_MAX_DROP = 0.5
-DEFAULT_BUDGET_IMAGES = 2048
 _ROUNDING = 1e-9  # of a difference of percentages
 _SHOWN = 20  # layers that are printed
 
@@ -46,7 +45,7 @@ class AutoOptions:
         max_drop: points of top-1 against FP32; without labels, points of agreement with FP32. 0 to 100.
         data: images to measure on: folders or tar files, with classes where they have them (see
             :func:`infer.datasets.open_dataset`); empty takes calibration images that rank no layer.
-        images: at most so many of ``data`` are used, classes as even as they allow.
+        limit: at most so many of ``data`` are used, classes as even as they allow.
 
     Raises:
         InputError: a value out of range.
@@ -54,13 +53,13 @@ class AutoOptions:
 
     max_drop: float = DEFAULT_MAX_DROP
     data: tuple[str, ...] = ()
-    images: int = DEFAULT_BUDGET_IMAGES
+    limit: int = DEFAULT_BUDGET_LIMIT
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 100:
             raise InputError(f"max drop: expected points from 0 to 100, such as 0.5, found {self.max_drop}")
-        if self.images < 1:
-            raise InputError(f"budget images: expected at least 1, found {self.images}")
+        if self.limit < 1:
+            raise InputError(f"budget images: expected at least 1, found {self.limit}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def mixed_precision(
     """
     layers = (*int8.quantised.nodes, *int8.quantised.additions)
     ranking, budget = split_images(
-        source, int8_options.calibration, options.data, options.images, labels, len(layers), say
+        source, int8_options.calibration, options.data, options.limit, labels, len(layers), say
     )
     notes = _notes(source, budget, options.max_drop)
     with Meter(source.graph, budget) as meter:

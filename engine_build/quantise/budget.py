@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.from_images import Request, choose_images
+from calibration.from_images import choose_images
+from calibration.request import Request
 from engine_build.quantise.int8 import with_images
 from engine_build.source import Source
 from infer.backends import openvino as openvino_backend
@@ -138,7 +139,7 @@ def _open_budget(
         records, targets = list(dataset.records), dataset.targets
         notes = []
     except InputError as error:
-        records = list(choose_images(Request(tuple(data), images=limit, seed=seed)))
+        records = list(choose_images(Request(tuple(data), limit=limit, seed=seed)))
         targets = np.full(len(records), -1, np.int64)
         notes = [f"auto: {name} has no usable labels, agreement with FP32 is measured instead ({error})"]
         say(notes[0])

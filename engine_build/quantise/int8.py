@@ -13,10 +13,12 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.cache import CalibrationCache, Coverage, check_matches, read_cache, write_cache
-from calibration.from_images import Request, calibrate, choose_images, graph_sha256
+from calibration.from_images import calibrate, choose_images, graph_sha256
 from calibration.onnx_index import Index
+from calibration.request import Request
 from calibration.tensors import activation_tensors, floating_products, quantisable_nodes
 from calibration.thresholds import SYMMETRIC_STEPS
+from engine_build.choices import ROUNDINGS
 from engine_build.network.zoo import find_model
 from engine_build.quantise.qdq import Placement, Quantised, insert_qdq, layer_scales
 from engine_build.quantise.rounding import IMAGES, RoundedLayers, round_layers
@@ -29,7 +31,6 @@ from infer.terminal import progress
 
 SHIPPED = "iresnet50_fashion"
 _NAMED = 3
-ROUNDINGS = ("moments", "nearest")
 UNTRAINED_IMAGES = 64
 
 
@@ -166,7 +167,7 @@ def load_images(request: Request, spec: Preprocessing, count: int) -> NDArray[np
     Raises:
         InputError: not one can be read.
     """
-    records = choose_images(replace(request, images=min(count, request.images)))
+    records = choose_images(replace(request, limit=min(count, request.limit)))
     parts = [batch.images for batch in load_batches(records, spec, 32)]
     images = np.concatenate(parts) if parts else np.empty((0, spec.crop, spec.crop, 3), np.uint8)
     if not len(images):
@@ -257,9 +258,9 @@ def make_cache(
         notes.append(
             "random weights were calibrated with pictures of clothing: the scales serve inspection and benchmarks"
         )
-        request = replace(request, images=min(request.images, UNTRAINED_IMAGES))
+        request = replace(request, limit=min(request.limit, UNTRAINED_IMAGES))
     request = with_images(source, request)
-    with progress("calibrate", request.images) as advance:
+    with progress("calibrate", request.limit) as advance:
         result = calibrate(
             source.graph, source.spec, request, tool=tool, network_revision=source.info.network_revision,
             progress=lambda done: advance(1),

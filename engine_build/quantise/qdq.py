@@ -22,9 +22,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from calibration.choices import RESIDUALS
 from calibration.onnx_index import Index
 from calibration.tensors import (
-    RESIDUALS,
     ShiftGroup,
     channel_axis,
     floating_products,

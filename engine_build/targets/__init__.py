@@ -24,6 +24,8 @@ class BuildSettings:
         timing_cache: file kept between TensorRT builds.
         compute_capabilities: GPUs a TensorRT-RTX plan runs on.
         version_compatible, hardware_compatible: TensorRT 10 and 11.
+        optimization_level, tf32, max_aux_streams, avg_timing_iterations: see
+            :class:`engine_build.targets.tensorrt.request.PlanRequest`.
         progress: show progress bars.
     """
 
@@ -33,6 +35,10 @@ class BuildSettings:
     compute_capabilities: tuple[str, ...] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    optimization_level: int | None = None
+    tf32: bool = True
+    max_aux_streams: int | None = None
+    avg_timing_iterations: int | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +113,8 @@ def _build_tensorrt(
         compute_capabilities=settings.compute_capabilities if target == "tensorrt_rtx" else None,
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible and target == "tensorrt",
+        optimization_level=settings.optimization_level, tf32=settings.tf32,
+        max_aux_streams=settings.max_aux_streams, avg_timing_iterations=settings.avg_timing_iterations,
     )  # fmt: skip
 
     def gate(audit: PlanAudit) -> None:

@@ -27,7 +27,14 @@ def check_options(targets: Sequence[str], precision: str, settings: BuildSetting
             f"hardware compatible: expected the target tensorrt, found {built}. A tensorrt_rtx plan runs on every GPU "
             "of its compute capabilities; leave the option out"
         )
-    for label, given in (("version compatible", settings.version_compatible), ("workspace", settings.workspace)):
+    for label, given in (
+        ("version compatible", settings.version_compatible),
+        ("workspace", settings.workspace is not None),
+        ("optimization level", settings.optimization_level is not None),
+        ("no TF32", not settings.tf32),
+        ("auxiliary streams", settings.max_aux_streams is not None),
+        ("averaged timing", settings.avg_timing_iterations is not None),
+    ):
         if given and not set(targets) & set(TARGETS):
             raise InputError(f"{label}: expected a target of {', '.join(TARGETS)}, found {built}; leave the option out")
     if settings.compute_capabilities is None:

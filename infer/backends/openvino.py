@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
-from infer.backends.cpu import processor
+from infer.backends.cpu import cpu_flags, processor
 from infer.backends.instruction_sets import instruction_set
 from infer.backends.openvino_pool import Pool
 from infer.backends.signal_stack import signal_stack_kept
@@ -65,7 +65,7 @@ def computes_in(core: openvino.Core, precision: str) -> bool:
         return False
     if precision != "bf16":
         return True
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return _allowed_isa() not in _ISA_WITHOUT_BF16 and (flags is None or not flags.isdisjoint(_BF16_FLAGS))
 
 
@@ -73,16 +73,6 @@ def _allowed_isa() -> str:
     """The instruction set that the user allows oneDNN at most, by its own name, empty for all."""
     variables = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     return next((value.upper() for name in variables if (value := os.environ.get(name))), "")
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str] | None:
-    """Instruction sets of the first processor; None where they cannot be read, or have no such names (ARM)."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            return next((frozenset(line.split()) for line in file if line.startswith("flags")), None)
-    except OSError:
-        return None
 
 
 _CAPABILITIES = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}

@@ -1,4 +1,4 @@
-"""``python -m infer bench``: throughput and latency of a bundle, and how far the hardware would allow."""
+"""``iresnet bench``: throughput and latency of a bundle, and how far the hardware would allow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
+from infer.choices import Runs
+from infer.command_line import DebugOption, JsonOption, guarded
 from infer.errors import BundleError, InputError
-from infer.terminal import DebugOption, JsonOption, guarded
 
 
 @guarded
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle; it may be untrained.")],
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Target that runs; None: the fastest.")] = None,
+    target: Annotated[Runs | None, typer.Option("--target", "-t", help="Who runs it; None: the fastest.")] = None,
     batch: Annotated[str | None, typer.Option(help="Batch sizes; None: 1,8,32, as far as they fit.")] = None,
     in_flight: Annotated[
         str | None, typer.Option(help="Batches under way at once, such as 1,2,4; None: 1 and the backend's own.")

@@ -1,4 +1,4 @@
-"""``python -m infer classify``: name what is on images, a few or millions of them."""
+"""``iresnet classify``: name what is on images, a few or millions of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infer.choices import Runs
+from infer.command_line import DebugOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
-from infer.terminal import DebugOption, guarded
 
 if TYPE_CHECKING:
     from infer.classify.job import Shard, Tally
@@ -62,8 +63,8 @@ def classify(
     ] = False,
     top: Annotated[int, typer.Option(min=1, max=5, help="Classes an image.")] = 5,
     target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", help="tensorrt, tensorrt_rtx, openvino or onnxruntime; None: the fastest."),
+        Runs | None,
+        typer.Option("--target", "-t", help="Who runs it; None: the fastest target that is there."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
     allow_untrained: Annotated[

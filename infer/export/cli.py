@@ -1,4 +1,4 @@
-"""``python -m infer export-triton`` and ``export-deepstream``."""
+"""``iresnet export triton | deepstream``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
+from infer.command_line import DebugOption, guarded, new_app
 from infer.errors import InputError
-from infer.terminal import DebugOption, guarded
+
+app = new_app("export", "Hand a bundle to another server: Triton or DeepStream.")
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 LinkOption = Annotated[bool, typer.Option(help="Hard link to the plan in place of a copy.")]
 UntrainedOption = Annotated[bool, typer.Option(help="Export although the weights are random.")]
 
 
+@app.command(no_args_is_help=True)
 @guarded
-def export_triton(
+def triton(
     bundle: BundleArgument,
     repository: Annotated[Path, typer.Argument(help="Model repository; the model is added or replaced.")],
     name: Annotated[str | None, typer.Option(help="Of the model; None: <model>-<precision>.")] = None,
@@ -30,15 +33,15 @@ def export_triton(
     debug: DebugOption = False,
 ) -> None:
     """Add a bundle to a Triton model repository."""
-    from infer.export.triton import TritonOptions
-    from infer.export.triton import export_triton as export
+    from infer.export.triton import TritonOptions, export_triton
 
     options = TritonOptions(name, target, instances, queue_delay, link, allow_untrained)
-    print(export(bundle, repository, options))
+    print(export_triton(bundle, repository, options))
 
 
+@app.command(no_args_is_help=True)
 @guarded
-def export_deepstream(
+def deepstream(
     bundle: BundleArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
     frames: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the source's frames.")] = "1920x1080",
@@ -49,12 +52,11 @@ def export_deepstream(
     debug: DebugOption = False,
 ) -> None:
     """Write configurations and a Triton model for DeepStream's nvinferserver, and for nvdspreprocess with nvinfer."""
-    from infer.export.deepstream import DeepStreamOptions
-    from infer.export.deepstream import export_deepstream as export
+    from infer.export.deepstream import DeepStreamOptions, export_deepstream
 
     width, height = size(frames)
     options = DeepStreamOptions(width, height, sources, threshold, link, allow_untrained)
-    print(export(bundle, folder, options))
+    print(export_deepstream(bundle, folder, options))
 
 
 def size(text: str) -> tuple[int, int]:

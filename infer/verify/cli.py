@@ -1,4 +1,4 @@
-"""``python -m infer verify``: accuracy against labels and FP32, as a table, JSON, CSV and an HTML report."""
+"""``iresnet verify``: accuracy against labels and FP32, as a table, JSON, CSV and an HTML report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infer.choices import Runs
+from infer.command_line import DebugOption, JsonOption, guarded
 from infer.errors import AccuracyError, InputError
-from infer.terminal import DebugOption, JsonOption, guarded
 
 if TYPE_CHECKING:
     from infer.verify.tensor_errors import TensorError
@@ -40,15 +41,15 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of FP32's top-1 that is needed.")] = 0.99,
     target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", help="tensorrt, tensorrt_rtx, openvino or onnxruntime; None: the fastest."),
+        Runs | None,
+        typer.Option("--target", "-t", help="Who runs it; None: the fastest target that is there."),
     ] = None,
-    reference_target: Annotated[str | None, typer.Option(help="Target that runs the reference.")] = None,
+    reference_target: Annotated[Runs | None, typer.Option(help="Target that runs the reference.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
-    layers: Annotated[
+    layers_limit: Annotated[
         int, typer.Option(min=0, help="Compare every quantised tensor with FP32 on so many images, such as 64.")
     ] = 0,
-    plot: Annotated[Path | None, typer.Option(help="With --layers: write the comparison as a picture.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --layers-limit: write the comparison as a picture.")] = None,
     allow_untrained: Annotated[
         bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")
     ] = False,
@@ -67,7 +68,7 @@ def verify(
     result = verify_bundle(
         bundle, data, reference=reference, reference_target=reference_target, target=target, ground_truth=ground_truth,
         real=real, csv_file=csv, limit=limit, seed=seed, threshold=threshold, strict=strict,
-        allow_untrained=allow_untrained, threads=threads, layer_images=layers, fast_decode=fast_decode,
+        allow_untrained=allow_untrained, threads=threads, layer_images=layers_limit, fast_decode=fast_decode,
     )  # fmt: skip
     for failure in result.failures:
         print(f"error: {failure}", file=sys.stderr)
@@ -76,7 +77,7 @@ def verify(
 
         write_report(report, result)
     if as_json:
-        found = {"layers": [error.to_json() for error in result.layers]} if layers else {}
+        found = {"layers": [error.to_json() for error in result.layers]} if layers_limit else {}
         details = {"evaluation": result.details.to_json(result.labels)}
         print(json.dumps(result.record | {"failures": result.failures} | details | found))
     else:

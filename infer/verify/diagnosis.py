@@ -155,7 +155,7 @@ def _precision_loss(figures: dict[str, Any], precision: str) -> str | None:
     if drop <= TOLERANCE or drop <= doubt:
         return None
     what_to_do = (
-        "Look at --layers and at the calibration data, or build PRECISION=auto"
+        "Look at --layers-limit 64 and at the calibration data, or build PRECISION=auto"
         if precision in ("int8", "auto", "fp8")
         else "See whether another --target loses it too"
     )

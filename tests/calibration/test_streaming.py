@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 from small_graphs import SIZE, TENSORS, float_graph, pictures, residual_graph
 
 from calibration.cache import CalibrationCache, format_cache
+from calibration.choices import METHODS
 from calibration.streaming import collect
-from calibration.thresholds import METHODS
 from infer.errors import GraphError, InputError
 
 IMAGES = pictures(13)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.choices import METHODS
 from calibration.histogram import Histogram, magnitude_histogram
-from calibration.thresholds import METHODS, entropy, mse, percentile, quantisation_error, threshold
+from calibration.thresholds import entropy, mse, percentile, quantisation_error, threshold
 from infer.errors import InputError
 
 SHAPES = {

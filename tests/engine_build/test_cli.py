@@ -14,7 +14,7 @@ from small_models import classifier
 from typer.testing import CliRunner
 
 from engine_build.cli import app
-from engine_build.cli_options import parse_batch
+from engine_build.cli_options import batch_profile, parse_targets
 from engine_build.network import zoo
 from infer.bundle import read_manifest
 from infer.errors import GraphError, InputError
@@ -63,9 +63,9 @@ def test_help_of_build_explains_the_options(call):
     for text in (
         "--precision",
         "--require-weights",
-        "fp32, fp16",
-        "Example: build -m iresnet101",
-        "1,32,128",
+        "fp32|fp16",
+        "Example: iresnet build -m iresnet101",
+        "--max-batch",
         "--onnx",
     ):
         assert text in out, text
@@ -134,7 +134,7 @@ def test_build_as_json(call, tiny_build, tmp_path):
 def test_preprocessing_options_arrive(call, tiny_build, tmp_path):
     code, _, _ = call(
         *tiny_build, "-o", tmp_path / "x", "--mean", "0.5,0.4,0.3", "--std", "1,2,3", "--interpolation", "bicubic",
-        "--batch", "2,4,8",
+        "--min-batch", 2, "--opt-batch", 4, "--max-batch", 8,
     )  # fmt: skip
     manifest = read_manifest(tmp_path / "x")
     assert code == 0
@@ -159,13 +159,17 @@ def test_untrained_builds_warn_loudly(call, monkeypatch, narrow_row, tmp_path):
 
 
 BAD = {
+    "target": (["-m", "iresnet18", "-t", "openvino,tpu"], 2, "--target: expected one of auto, tensorrt,"),
+    "auto and more": (["-m", "iresnet18", "-t", "auto,openvino"], 2, "pass it alone"),
+    "batch not rising": (["-m", "iresnet18", "--opt-batch", "9", "--max-batch", "8"], 2, "found 1, 9, 8"),
+    "no TF32 on a CPU": (["-m", "iresnet18", "--no-tf32"], 2, "no TF32: expected a target of tensorrt"),
+    "level on a CPU": (["-m", "iresnet18", "--optimization-level", "5"], 2, "optimization level: expected a target"),
+    "streams on a CPU": (["-m", "iresnet18", "--max-aux-streams", "0"], 2, "auxiliary streams: expected a target"),
+    "averages on a CPU": (["-m", "iresnet18", "--avg-timing", "4"], 2, "averaged timing: expected a target"),
+    "old batch": (["-m", "iresnet18", "--batch", "8"], 2, "--batch is now --max-batch, with --min-batch and"),
+    "old images": (["-m", "iresnet18", "--images=8"], 2, "--images is now --limit"),
+    "old budget": (["-m", "iresnet18", "--budget-images", "8"], 2, "--budget-images is now --budget-limit"),
     "no such model": (["-m", "resnet50"], 2, "unknown model 'resnet50'; known: iresnet18,"),
-    "precision": (["-m", "iresnet18", "-p", "fp17"], 2, "unknown precision 'fp17'; known: fp32,"),
-    "target": (["-m", "iresnet18", "-t", "openvino,tpu"], 2, "unknown target 'tpu'; known: auto, tensorrt"),
-    "batch 0": (["-m", "iresnet18", "--batch", "0"], 2, "batch: expected MAX or MIN,OPT,MAX"),
-    "batch not rising": (["-m", "iresnet18", "--batch", "5,1,9"], 2, "with 1 <= MIN <= OPT <= MAX, found '5,1,9'"),
-    "batch text": (["-m", "iresnet18", "--batch", "many"], 2, "found 'many'"),
-    "workspace": (["-m", "iresnet18", "--workspace", "-5"], 2, "workspace: expected at least 1 MiB"),
     "unknown GPU": (
         ["-m", "iresnet18", "--compute-capability", "9.9", "-t", "tensorrt_rtx"], 2, "builds for 7.5, 8.0"
     ),
@@ -173,12 +177,10 @@ BAD = {
     "hardware": (["-m", "iresnet18", "--hardware-compatible", "-t", "tensorrt_rtx"], 2, "expected the target tensorrt"),
     "no width": (["-m", "iresnet18", "--width", "nan", "--offline"], 2, "width: expected a number above 0"),
     "seed": (["-m", "iresnet18", "--seed", "-1", "--offline"], 2, "seed: expected a whole number from 0"),
-    "no workspace": (["-m", "iresnet18", "--workspace", "0"], 2, "workspace: expected at least 1 MiB, found 0"),
     "mean of two": (["-m", "iresnet18", "--mean", "1,2"], 2, "mean: expected three finite numbers (R, G, B)"),
     "mean of words": (["-m", "iresnet18", "--mean", "a,b,c"], 2, "mean: expected three numbers such as"),
     "std 0": (["-m", "iresnet18", "--std", "0,1,1"], 2, "std: expected three finite positive numbers"),
     "crop": (["-m", "iresnet18", "--crop", "0"], 2, "crop: expected a whole number from 1"),
-    "interpolation": (["-m", "iresnet18", "--interpolation", "cubic"], 2, "interpolation: expected one of bilinear"),
     "width": (["-m", "iresnet18", "--width", "0.3", "--offline"], 2, "width 0.3 gives 19.2 channels"),
     "classes": (["-m", "iresnet18", "--num-classes", "0", "--offline"], 2, "classes: expected at least 2, found 0"),
     "weights": (["-m", "iresnet18", "--weights", "none.pth"], 1, "no checkpoint at none.pth"),
@@ -196,6 +198,22 @@ def test_errors_are_one_line_and_leave_nothing(call, tmp_path, case):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+#: Refused by the parser, in its own form.
+USAGE = [
+    ("--precision", "fp17"), ("--method", "best"), ("--residual", "all"), ("--rounding", "up"),
+    ("--interpolation", "cubic"), ("--min-batch", "0"), ("--max-batch", "many"), ("--workspace", "-5"),
+    ("--workspace", "0"), ("--optimization-level", "6"), ("--limit", "0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "value"), USAGE)
+def test_values_that_are_none_are_refused_before_any_work(call, tmp_path, option, value):
+    code, out, err = call("build", "-m", "iresnet18", option, value)
+    assert (code, out) == (2, "")
+    assert f"Invalid value for '{option}'" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,15 +261,44 @@ def test_as_a_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "sizes"),
-    [("128", (1, 32, 128)), ("8", (1, 8, 8)), ("1", (1, 1, 1)), ("1,32,128", (1, 32, 128)), ("2/4/4", (2, 4, 4))],
-)
-def test_batch(text, sizes):
-    profile = parse_batch(text)
+    ("given", "sizes"),
+    [
+        ((1, None, 128), (1, 32, 128)), ((1, None, 8), (1, 8, 8)), ((1, None, 1), (1, 1, 1)),
+        ((40, None, 64), (40, 40, 64)), ((2, 4, 4), (2, 4, 4)),
+    ],
+)  # fmt: skip
+def test_batch(given, sizes):
+    profile = batch_profile(*given)
     assert (profile.min, profile.opt, profile.max) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1,2", "1,2,3,4", "3,2,1", "0,1,2", "1.5", "1,,2"])
-def test_bad_batch(text):
-    with pytest.raises(InputError, match="batch: expected MAX or MIN,OPT,MAX"):
-        parse_batch(text)
+@pytest.mark.parametrize("given", [(3, 2, 1), (2, 1, 4), (1, 8, 4), (9, None, 8)])
+def test_bad_batch(given):
+    with pytest.raises(InputError, match="expected --min-batch <= --opt-batch <= --max-batch"):
+        batch_profile(*given)
+
+
+def test_targets():
+    assert parse_targets("auto") == ("auto",)
+    assert parse_targets("openvino, tensorrt,openvino") == ("openvino", "tensorrt")
+    with pytest.raises(InputError, match="found ''"):
+        parse_targets("openvino,")
+
+
+def test_options_reach_the_builder(call, monkeypatch, tiny_build, tmp_path):
+    from engine_build import build_bundle as pipeline
+
+    seen = []
+
+    def build_target(_target, _folder, *, settings, **_options):
+        seen.append(settings)
+        raise GraphError("enough")
+
+    monkeypatch.setattr(pipeline, "build_target", build_target)
+    monkeypatch.setattr(pipeline, "check_options", lambda *_: None)
+    options = ["--optimization-level", 5, "--no-tf32", "--max-aux-streams", 0, "--avg-timing", 4, "--workspace", 64]
+    code, _, err = call(*tiny_build, *options, "-o", tmp_path / "x")
+    assert code == 1 and "enough" in err
+    (settings,) = seen
+    found = (settings.optimization_level, settings.tf32, settings.max_aux_streams, settings.avg_timing_iterations)
+    assert found == (5, False, 0, 4) and settings.workspace == 64 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_models import SPEC
 
-from calibration.from_images import Request
+from calibration.request import Request
 from engine_build import build_bundle as pipeline
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.quantise.auto import AutoOptions
@@ -82,7 +82,7 @@ def calibrated(**changes):
         (calibrated(method="foo"), "unknown calibration method 'foo'"),
         (calibrated(method=""), "unknown calibration method ''"),
         (calibrated(method="percentile", parameters={"percentile": math.nan}), "from 50 to 100, found nan"),
-        (calibrated(images=0), "calibration images: expected at least 1, found 0"),
+        (calibrated(limit=0), "calibration images: expected at least 1, found 0"),
         (calibrated(data=("/no/such/folder",)), "no image found"),
         (calibrated(data=("",)), "no image found"),
         ({"precision": "fp8", "int8": Int8Options(cache=NOWHERE)}, "no calibration cache at /no/such/file"),

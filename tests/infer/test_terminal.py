@@ -8,8 +8,9 @@ import sys
 import pytest
 import typer
 
+from infer.command_line import guarded
 from infer.errors import AccuracyError, BundleError, InputError
-from infer.terminal import guarded, human_bytes, progress
+from infer.terminal import human_bytes, progress
 
 
 def command(error):

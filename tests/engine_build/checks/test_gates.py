@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from calibration.cache import read_cache, write_cache
-from calibration.from_images import Request
+from calibration.request import Request
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.checks.gates import FLOORS, GateImages, Gates, gate_images
 from engine_build.precision.casts import to_precision

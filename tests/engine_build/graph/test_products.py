@@ -278,7 +278,7 @@ def folder(tmp_path_factory):
 
 def built(tmp_path, folder, model, precision="int8"):
     """The manifest and the graph of a whole build for OpenVINO."""
-    from calibration.from_images import Request
+    from calibration.request import Request
     from engine_build.build_bundle import BuildOptions, build
     from engine_build.quantise.int8 import Int8Options
 

@@ -12,8 +12,8 @@ from small_models import SIDE, SPEC, graph, pictures, run, weights_of
 from typer.testing import CliRunner
 
 from calibration.cache import read_cache
-from calibration.from_images import Request
 from calibration.onnx_index import Index
+from calibration.request import Request
 from calibration.sensitivity import logit_errors, roundings
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.cli import app
@@ -262,7 +262,7 @@ def test_trained_weights_without_images_are_an_error(source, int8):
         mixed_precision(source, int8, Int8Options(), AutoOptions(), LABELS)
 
 
-@pytest.mark.parametrize("wrong", [{"max_drop": -0.1}, {"max_drop": float("nan")}, {"max_drop": 101}, {"images": 0}])
+@pytest.mark.parametrize("wrong", [{"max_drop": -0.1}, {"max_drop": float("nan")}, {"max_drop": 101}, {"limit": 0}])
 def test_options_that_cannot_be(wrong):
     with pytest.raises(InputError, match="found"):
         AutoOptions(**wrong)

@@ -12,8 +12,8 @@ from onnx import TensorProto
 from PIL import Image
 from small_models import SIDE, SPEC, graph, pictures, run, weights_of
 
-from calibration.from_images import Request
 from calibration.onnx_index import Index
+from calibration.request import Request
 from calibration.streaming import collect
 from calibration.tensors import activation_tensors
 from engine_build.build_bundle import BuildOptions, build

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from calibration.cache import read_cache, write_cache
-from calibration.from_images import Request, graph_sha256
+from calibration.from_images import graph_sha256
+from calibration.request import Request
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.quantise.int8 import Int8Options, find_cache, make_cache, quantise, with_method
 from engine_build.source import SourceOptions, Steps, load_source
@@ -36,7 +37,7 @@ def folder_of_images(tmp_path_factory):
 
 
 def request(folder, **changes):
-    return replace(Request((str(folder),), images=12), **changes)
+    return replace(Request((str(folder),), limit=12), **changes)
 
 
 def silent(_line):
@@ -206,7 +207,7 @@ def test_calibrate_command(narrow_row, folder_of_images, tmp_path):
 
     target = tmp_path / "c.calibration"
     arguments = ["calibrate", "-m", narrow_row.name, "--offline", "-d", str(folder_of_images), "-o", str(target)]
-    result = CliRunner().invoke(app, [*arguments, "--images", "6", "--method", "percentile", "--percentile", "99.9"])
+    result = CliRunner().invoke(app, [*arguments, "--limit", "6", "--method", "percentile", "--percentile", "99.9"])
     assert result.exit_code == 0, result.output
     provenance = read_cache(target).provenance
     assert (provenance.images, provenance.method, provenance.parameters) == (6, "percentile", {"percentile": 99.9})
@@ -218,8 +219,8 @@ def test_calibrate_command(narrow_row, folder_of_images, tmp_path):
 def test_a_seeded_sample_of_the_folders(folder_of_images):
     from calibration.from_images import choose_images
 
-    first = [r.member for r in choose_images(request(folder_of_images, images=6))]
-    again = [r.member for r in choose_images(request(folder_of_images, images=6))]
-    other = [r.member for r in choose_images(request(folder_of_images, images=6, seed=1))]
+    first = [r.member for r in choose_images(request(folder_of_images, limit=6))]
+    again = [r.member for r in choose_images(request(folder_of_images, limit=6))]
+    other = [r.member for r in choose_images(request(folder_of_images, limit=6, seed=1))]
     assert first == again != other
     assert sorted(Path(m).parent.name for m in first) == ["c0", "c0", "c1", "c1", "c2", "c2"]

@@ -10,8 +10,8 @@ from PIL import Image
 from small_models import SIDE, pictures
 
 from calibration.cache import write_cache
-from calibration.from_images import Request
 from calibration.onnx_index import Index
+from calibration.request import Request
 from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
 from engine_build.build_bundle import BuildOptions, build

@@ -25,7 +25,7 @@ def capabilities(*names):
     ("precision", "hint"), [("fp32", "f32"), ("fp16", "f16"), ("bf16", "bf16"), ("int8", "f32"), ("auto", "f32")]
 )
 def test_the_hint_of_a_cpu_that_can(precision, hint, monkeypatch):
-    monkeypatch.setattr("infer.backends.openvino._cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    monkeypatch.setattr("infer.backends.openvino.cpu_flags", lambda: frozenset({"avx512f", "avx512_bf16"}))
     assert inference_precision(capabilities("FP32", "FP16", "BF16"), precision) == (hint, [])
 
 
@@ -37,7 +37,7 @@ def test_a_cpu_that_cannot_computes_in_float32_and_says_so(precision):
 
 
 def test_the_rest_of_int8_is_float32_where_bf16_would_be_emulated(monkeypatch):
-    monkeypatch.setattr("infer.backends.openvino._cpu_flags", lambda: frozenset({"avx512f", "avx512_vnni"}))
+    monkeypatch.setattr("infer.backends.openvino.cpu_flags", lambda: frozenset({"avx512f", "avx512_vnni"}))
     core = capabilities("FP32", "INT8", "BF16")  # whatever OpenVINO lists
     assert inference_precision(core, "int8") == ("f32", [])
     assert inference_precision(core, "bf16")[0] == "f32"

@@ -10,7 +10,7 @@ from engine_build import targets
 from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
 from engine_build.targets import openvino as openvino_target
 from infer.bundle import BatchProfile
-from infer.errors import InputError
+from infer.errors import BuildError, InputError
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (-1, 1, 2), (2, 1, 4), (1, 5, 4)])
@@ -47,3 +47,29 @@ def test_build_target_goes_to_the_right_one(monkeypatch, tmp_path):
     assert calls[0][:3] == (tmp_path / "model.onnx", tmp_path, "bf16")
     assert build_target("tensorrt", tmp_path, "fp16", settings) == "tensorrt plan"
     assert build_target("tensorrt_rtx", tmp_path, "fp16", settings) == "tensorrt_rtx plan"
+
+
+def test_every_setting_reaches_the_plan(monkeypatch, tmp_path):
+    from engine_build.targets import tensorrt
+
+    seen = []
+
+    def build_plan(_target, request, *_):
+        seen.append(request)
+        raise BuildError("enough")
+
+    monkeypatch.setattr(tensorrt, "build_plan", build_plan)
+    settings = BuildSettings(
+        batch=BatchProfile(min=2, opt=3, max=5),
+        workspace=7,
+        optimization_level=4,
+        tf32=False,
+        max_aux_streams=0,
+        avg_timing_iterations=6,
+    )
+    with pytest.raises(BuildError, match="enough"):
+        build_target("tensorrt_rtx", tmp_path, "fp16", settings)
+    (request,) = seen
+    found = (request.workspace, request.optimization_level, request.tf32, request.max_aux_streams)
+    assert found == (7, 4, False, 0) and request.avg_timing_iterations == 6
+    assert str(request.profile) == "2/3/5"

@@ -88,7 +88,7 @@ def test_bf16_is_left_out_where_it_would_be_emulated(tiny, monkeypatch):
             opened.close()
 
     assert hint() == ("bf16" if computes_in(make_core(), "bf16") else "f32")
-    monkeypatch.setattr("infer.backends.openvino._cpu_flags", lambda: frozenset({"avx512f", "avx512_vnni"}))
+    monkeypatch.setattr("infer.backends.openvino.cpu_flags", lambda: frozenset({"avx512f", "avx512_vnni"}))
     assert hint() == "f32"
 
 

@@ -315,13 +315,18 @@ def test_an_untrained_bundle_is_measured_and_named_so(untrained):
     [
         (["--batch", "1,100000"], "takes batches of at most"),
         (["--roofline", "Voodoo2"], "unknown GPU 'Voodoo2'"),
-        (["--target", "vulkan"], "unknown target"),
     ],
 )
 def test_the_command_refuses(tiny, arguments, message):
     result = bench(tiny, "--duration", 0, *arguments)
     assert result.exit_code != 0
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_an_unknown_target_is_a_usage_error(tiny):
+    result = bench(tiny, "--target", "vulkan")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Invalid value for '--target'" in result.stderr
 
 
 def test_a_bundle_without_a_tensorrt_plan_has_the_ceiling_of_its_arithmetic(tiny, own):

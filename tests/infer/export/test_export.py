@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from infer.bundle import BatchProfile, Plan, file_entry, read_labels, read_manifest, write_manifest
 from infer.bundle.preprocessing import Preprocessing
-from infer.cli import app
 from infer.errors import BundleError, InputError, UntrainedError
+from infer.export.cli import app
 from infer.export.deepstream import DeepStreamOptions, centre, export_deepstream
 from infer.export.triton import TritonOptions, export_triton
 
@@ -395,15 +395,15 @@ def test_the_exported_library_does_what_deepstream_asks(bundle, tmp_path):
 
 def test_commands(bundle, tmp_path):
     run = CliRunner().invoke
-    done = run(app, ["export-triton", str(bundle), str(tmp_path / "r"), "--name", "net", "--instances", "1"])
+    done = run(app, ["triton", str(bundle), str(tmp_path / "r"), "--name", "net", "--instances", "1"])
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'r' / 'net'}\n")
     assert parse(tmp_path / "r" / "net")[0].instance_group[0].count == 1
-    done = run(app, ["export-deepstream", str(bundle), str(tmp_path / "d"), "--frames", "640x480", "--link"])
+    done = run(app, ["deepstream", str(bundle), str(tmp_path / "d"), "--frames", "640x480", "--link"])
     assert done.exit_code == 0 and "640 x 480" in (tmp_path / "d" / "README.txt").read_text()
     for arguments, message in (
-        (["export-triton", str(bundle), str(tmp_path / "r"), "-t", "tensorrt_rtx"], "cannot be loaded by Triton"),
-        (["export-deepstream", str(bundle), str(tmp_path / "d"), "--frames", "640"], "--frames: expected WIDTHxHEIGHT"),
-        (["export-triton", str(tmp_path), str(tmp_path / "r")], "is not a bundle"),
+        (["triton", str(bundle), str(tmp_path / "r"), "-t", "tensorrt_rtx"], "cannot be loaded by Triton"),
+        (["deepstream", str(bundle), str(tmp_path / "d"), "--frames", "640"], "--frames: expected WIDTHxHEIGHT"),
+        (["triton", str(tmp_path), str(tmp_path / "r")], "is not a bundle"),
     ):
         done = run(app, arguments)
         assert done.exit_code != 0 and message in done.stderr and done.stderr.count("\n") == 1

@@ -86,7 +86,18 @@ def test_verify_command_prints_the_layers(bundles, own, tmp_path):
     from infer.cli import app
 
     data = str(MODELS["iresnet50_fashion"].shipped / "calibration.tar.gz")
-    arguments = ["verify", str(own(bundles[0])), "-d", data, "-r", str(bundles[1]), "--limit", "20", "--layers", "10"]
+    arguments = [
+        "verify",
+        str(own(bundles[0])),
+        "-d",
+        data,
+        "-r",
+        str(bundles[1]),
+        "--limit",
+        "20",
+        "--layers-limit",
+        "10",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -1,0 +1,80 @@
+"""``iresnet doctor``: one screen about this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from infer.command_line import DebugOption, JsonOption, guarded
+
+if TYPE_CHECKING:
+    from engine_build.doctor.report import Report
+
+
+@guarded
+def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Say what this machine has, which targets run here, and what would add the missing ones.
+
+    The exit code is 1 where no target runs here.
+    """
+    from engine_build.doctor.report import examine
+
+    report = examine()
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(report).decode())
+    else:
+        _print(report)
+    if not report.runs:
+        raise typer.Exit(1)
+
+
+def _print(report: Report) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine_build.doctor.report import writable
+    from infer.terminal import human_bytes
+
+    limit = f", limited to {report.isa_limit} by ONEDNN_MAX_CPU_ISA" if report.isa_limit else ""
+    instructions = (" ".join(report.instructions) or "none that Linux lists") + limit
+    installed = ", ".join(f"{name} {number}" for name, number in report.packages.items() if number)
+    state = human_bytes(report.cache_bytes) + ("" if writable(Path(report.cache)) else ", NOT writable")
+    gpus = report.gpus or [f"none: {report.no_gpu}"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("iresnet-trt", report.version),
+        ("Python", report.python),
+        ("system", report.system),
+        ("CPU", f"{report.cpu}, {report.cpus} cores for this process"),
+        ("instruction sets", instructions),
+        *(("GPU" if number == 0 else "", gpu) for number, gpu in enumerate(gpus)),
+        ("CUDA of the driver", report.driver or "no driver"),
+        *((target.name, _state(target.not_running, target.not_buildable)) for target in report.targets),
+        ("JPEG decoder", report.jpeg),
+        ("packages", installed),
+        ("cache", f"{report.cache}, {state}"),
+    ]
+    for label, value in rows:
+        table.add_row(label, value)
+    out = Console(highlight=False)
+    out.print(table)
+    if report.missing:
+        out.print("\nTo be added:")
+        for item in report.missing:
+            out.print(f"  {item.what}: {item.command}", markup=False, soft_wrap=True)
+    if not report.runs:
+        out.print("\nNo target runs here: nothing can be classified on this machine yet.")
+
+
+def _state(not_running: str | None, not_buildable: str | None) -> str:
+    runs = "runs here" if not_running is None else f"does not run here: {not_running}"
+    if not_buildable is None:
+        return f"{runs}; can be built here"
+    return runs if not_running == not_buildable else f"{runs}; not built here: {not_buildable}"
