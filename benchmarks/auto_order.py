@@ -28,7 +28,7 @@ from calibration.request import Request
 from calibration.sensitivity import logit_errors, roundings
 from engine_build.precision.casts import to_precision
 from engine_build.quantise.auto import order, tied_layers
-from engine_build.quantise.budget import Budget, Meter
+from engine_build.quantise.budget import Budget, LossMeter
 from engine_build.quantise.int8 import Int8Graph, Int8Options, quantise
 from engine_build.quantise.qdq import insert_qdq
 from engine_build.source import Source, SourceOptions, Steps, load_source
@@ -149,7 +149,7 @@ def curves(
 ) -> dict[str, Any]:
     """The loss after so many steps of each order, and with all in fp16."""
     known: dict[frozenset[str], dict[str, Any]] = {}
-    with Meter(source.graph, budget) as meter:
+    with LossMeter(source.graph, budget) as meter:
         found = {
             name: [
                 trial(source, int8, meter, tuple(layer for unit in ordered[:count] for layer in unit), known)
@@ -175,7 +175,11 @@ def print_curves(result: Mapping[str, Any], console: Console) -> None:
 
 
 def trial(
-    source: Source, int8: Int8Graph, meter: Meter, kept: tuple[str, ...], known: dict[frozenset[str], dict[str, Any]]
+    source: Source,
+    int8: Int8Graph,
+    meter: LossMeter,
+    kept: tuple[str, ...],
+    known: dict[frozenset[str], dict[str, Any]],
 ) -> dict[str, Any]:
     """The loss with ``kept`` out of int8; each set of layers is measured once."""
     key = frozenset(kept)

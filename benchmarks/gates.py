@@ -25,10 +25,10 @@ from rich.table import Table
 from calibration.cache import CalibrationCache
 from calibration.choices import METHODS
 from calibration.from_images import choose_images
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.request import Request
 from calibration.streaming import collect
 from calibration.tensors import activation_steps, activation_tensors
-from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.checks.gates import Gates, gate_images
 from engine_build.graph.gmac import count_gmac
 from engine_build.precision.casts import to_precision

@@ -214,9 +214,9 @@ def saturating_kernels(bundles: dict[str, Path], work: Path, width: float) -> It
     """The real thing: a bundle whose int8 weights were chosen for TensorRT alone, given an OpenVINO plan of its graph,
     under AVX2 and under what the CPU likes best."""
     from engine_build.build_bundle import BuildOptions, build
-    from engine_build.targets import unavailable
+    from engine_build.targets import why_unbuildable
 
-    if (missing := unavailable("tensorrt_rtx")) is not None:
+    if (missing := why_unbuildable("tensorrt_rtx")) is not None:
         print(f"saturating kernels: left out, {missing}")
         return
     for model, own_width in ((SHIPPED, None), (DEEP, None if width == 1 else width)):

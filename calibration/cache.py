@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from calibration import provenance as provenance_file
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.provenance import Provenance
 from infer.errors import InputError
 from infer.files import write_bytes
@@ -51,7 +52,7 @@ class CalibrationCache:
 
     def amax(self) -> dict[str, float]:
         """The magnitude that 127 stands for, by tensor name."""
-        return {name: 127 * float(scale) for name, scale in self.scales.items()}
+        return {name: SYMMETRIC_STEPS * float(scale) for name, scale in self.scales.items()}
 
 
 @dataclass(frozen=True)

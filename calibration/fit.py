@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from calibration.histogram import Histogram
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.statistics import Statistics
-from calibration.thresholds import SYMMETRIC_STEPS, quantisation_error
+from calibration.thresholds import quantisation_error
 from infer.checks.blame import ScaleFit
 
 # Mean squared relative error of rounding to E4M3: steps of 1/8 of the power of two below.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.int8 import HIGHEST, LOWEST
 from calibration.onnx_index import Index, attribute
 from calibration.session import ActivationSession
 from calibration.streaming import default_threads
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 ROWS = 64
 _EXACT = 1024
-_LOWEST, _HIGHEST = -128, 127
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LayerInput:
 
     def _rounded(self, values: NDArray[np.float32]) -> NDArray[np.int8]:
         integers = np.rint((values - np.float32(self.offset)) / np.float32(self.scale))
-        return np.clip(integers, _LOWEST, _HIGHEST).astype(np.int8)
+        return np.clip(integers, LOWEST, HIGHEST).astype(np.int8)
 
 
 def layer_inputs(

@@ -22,11 +22,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from calibration.int8 import HIGHEST, LOWEST
 from calibration.onnx_index import Index
 from calibration.segments import Segment, cut
 from infer.errors import GraphError, InputError
 
-_LOWEST, _HIGHEST = -128.0, 127.0
 _BATCH = 4  # images a run: few enough for the memory of a 224 x 224 network, enough to hide the cost of a call
 _MOST_THREADS = 16
 
@@ -156,8 +156,8 @@ def with_rounding(segment: Segment, name: str, rounding: Rounding) -> Segment:
 def _round(index: Index, nodes: list[onnx.NodeProto], tensor: str, prefix: str, scale: float, offset: float) -> str:
     """Append nodes that round ``tensor``; gives the name of the result."""
     steps = (
-        ("Sub", (offset,)), ("Div", (scale,)), ("Round", ()), ("Clip", (_LOWEST, _HIGHEST)), ("Mul", (scale,)),
-        ("Add", (offset,)),
+        ("Sub", (offset,)), ("Div", (scale,)), ("Round", ()), ("Clip", (float(LOWEST), float(HIGHEST))),
+        ("Mul", (scale,)), ("Add", (offset,)),
     )  # fmt: skip
     for operator, values in steps:
         if operator in ("Sub", "Add") and not offset:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.observers import TensorObserver
-from calibration.thresholds import SYMMETRIC_STEPS, check_method, threshold
+from calibration.thresholds import check_method, threshold
 from infer.errors import InputError
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import onnx
 
+from calibration.int8 import SHIFTED_STEPS
 from calibration.onnx_index import Index, attribute
 
 #: Steps of a tensor that is never negative and may be moved down to use the negative integers too.
-SHIFTED_STEPS = 255
 _LAYERS = ("Conv", "Gemm", "MatMul")
 # Arithmetic of the same kind that has no int8 form here; it is listed beside the layers that were left out.
 _OTHERS = ("ConvTranspose", "DeformConv", "Einsum", "Attention", "GRU", "LSTM", "RNN")

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from calibration.choices import METHODS
 from calibration.histogram import Histogram
+from calibration.int8 import SYMMETRIC_STEPS
 from infer.errors import InputError
 
 DEFAULT_PERCENTILE = 99.99
-#: Integers of symmetric int8 from 0 to amax.
-SYMMETRIC_STEPS = 127
 _ENTROPY_LEVELS = 128
 _BULK = 0.99
 _SAME_DIVERGENCE = 1e-10  # nats

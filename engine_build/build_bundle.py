@@ -23,7 +23,7 @@ from engine_build.quantise.auto import AutoOptions, mixed_precision
 from engine_build.quantise.fp8 import fp8_targets, quantise_fp8
 from engine_build.quantise.int8 import Int8Graph, Int8Options, quantise
 from engine_build.source import Source, SourceOptions, Steps, load_source
-from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
+from engine_build.targets import BUILDABLE, BuildSettings, build_target, why_unbuildable
 from engine_build.targets.each import build_each, keep_passing
 from engine_build.targets.options import check_options
 from infer.bundle import FORMAT, GRAPH, LABELS, MANIFEST, Manifest, Plan, Tensor, file_entry, now, write_manifest
@@ -186,14 +186,16 @@ def resolve_targets(names: Sequence[str]) -> tuple[str, ...]:
         BuildError: a named target cannot be built here; says what is missing.
     """
     if tuple(names) == ("auto",):
-        found = tuple(name for name in BUILDABLE if unavailable(name) is None)
+        found = tuple(name for name in BUILDABLE if why_unbuildable(name) is None)
         if not found:
-            raise BuildError("no target can be built here: " + "; ".join(f"{n}: {unavailable(n)}" for n in BUILDABLE))
+            raise BuildError(
+                "no target can be built here: " + "; ".join(f"{n}: {why_unbuildable(n)}" for n in BUILDABLE)
+            )
         return found
     for name in names:
         if name not in BUILDABLE:
             raise InputError(f"unknown target {name!r}; known: auto, {', '.join(BUILDABLE)}")
-        if (missing := unavailable(name)) is not None:
+        if (missing := why_unbuildable(name)) is not None:
             raise BuildError(f"target {name} cannot be built here: {missing}")
     return tuple(dict.fromkeys(names))
 

@@ -13,3 +13,5 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TARGETS: tuple[Target, ...] = get_args(Target)
+#: Those whose plans are TensorRT's.
+TENSORRT: tuple[Target, ...] = ("tensorrt", "tensorrt_rtx")

@@ -59,3 +59,23 @@ class AccuracyError(IResNetError):
     """An engine misses its accuracy threshold."""
 
     exit_code = 3
+
+
+class DeviceError(IResNetError):
+    """A CUDA or TensorRT call failed while batches were running.
+
+    Attributes:
+        sticky: the CUDA context is broken for good: close the runner, and start a new process to use the GPU again.
+    """
+
+    def __init__(self, message: str, *, sticky: bool = False) -> None:
+        super().__init__(message)
+        self.sticky = sticky
+
+
+class DeviceMemoryError(DeviceError):
+    """Not enough device or pinned memory."""
+
+
+class UnsupportedError(IResNetError):
+    """The backend cannot do this, whatever the arguments."""

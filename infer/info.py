@@ -30,7 +30,7 @@ def info(
 
     With --check the exit code is 1 where a plan computes something else than the graph.
     """
-    from infer.backends import TARGETS, availability
+    from infer.backends import TARGETS, why_unavailable
     from infer.bundle import check_files, read_labels, read_manifest
     from infer.checks.self_test import check_plans, passed_here
 
@@ -40,7 +40,9 @@ def info(
         check_files(bundle, [manifest.known_answers.file])
     read_labels(bundle, manifest)
     reports = check_plans(bundle, manifest) if check else []
-    runnable = {p.target: availability(p.target) if p.target in TARGETS else "unknown target" for p in manifest.plans}
+    runnable = {
+        p.target: why_unavailable(p.target) if p.target in TARGETS else "unknown target" for p in manifest.plans
+    }
     if as_json:
         import msgspec
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from infer.backends.base import Backend, GpuOptions, Outputs
+from infer.backends.base import Backend, DeviceBackend, GpuOptions, Outputs
 from infer.bundle import Manifest, read_labels, read_manifest
 from infer.bundle.preprocessing import Preprocessing
 from infer.checks.self_test import SelfTest
@@ -155,7 +155,7 @@ class Runner:
         Raises:
             TargetUnavailableError: the bundle was opened on a CPU target.
         """
-        return self._on_device("enqueue").enqueue(input_ptr, batch, output_ptrs, stream_handle)
+        return self._device("enqueue").enqueue(input_ptr, batch, output_ptrs, stream_handle)
 
     def infer_device(self, images: Any, *, stream: int = 0) -> DeviceOutputs:
         """Classify a torch, CuPy or other array in device memory where it is; the results stay there.
@@ -165,12 +165,12 @@ class Runner:
         Raises:
             TargetUnavailableError: the bundle was opened on a CPU target.
         """
-        return self._on_device("infer_device").infer_device(images, stream=stream)
+        return self._device("infer_device").infer_device(images, stream=stream)
 
-    def _on_device(self, what: str) -> Any:
-        if not hasattr(self.backend, what):
+    def _device(self, what: str) -> DeviceBackend:
+        if (backend := self.backend.on_device) is None:
             raise TargetUnavailableError(f"{what} needs a TensorRT target, this bundle runs on {self.target}")
-        return self.backend
+        return backend
 
     def _one_batch(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         self._check(images)
@@ -242,6 +242,9 @@ class Runner:
         """Release the backend; harmless when called twice."""
         self.backend.close()
 
+    def __repr__(self) -> str:
+        return f"<Runner of {self.folder} on {self.target}: {self.backend.device}>"
+
     def __enter__(self) -> Runner:
         return self
 
@@ -285,7 +288,7 @@ def open_bundle(
     manifest = read_manifest(path)
     test = SelfTest(path, manifest)
     labels = read_labels(path, manifest)
-    backend = open_backend(path, manifest, target, threads, gpu, test)
+    backend = open_backend(path, manifest, test, target, threads, gpu)
     return Runner(path, manifest, labels, backend, allow_untrained, test)
 
 

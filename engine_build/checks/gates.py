@@ -20,7 +20,7 @@ from calibration.request import Request
 from engine_build.graph.gmac import count_gmac
 from engine_build.quantise.int8 import Int8Graph, Int8Options, with_images
 from engine_build.source import Source
-from infer.backends import availability, open_backend
+from infer.backends import open_backend, why_unavailable
 from infer.backends.instruction_sets import adds_in_int16
 from infer.bundle import Manifest, Plan
 from infer.bundle.accuracy_record import BuildCheck
@@ -170,18 +170,18 @@ class Gates:
         Raises:
             AccuracyError: this machine's kernels compute something else than the graph.
         """
-        if (missing := availability(plan.target)) is not None:
+        if (missing := why_unavailable(plan.target)) is not None:
             plan.notes.append(f"not checked: it does not run here ({missing})")
             return
         from engine_build.checks.known_answers import CAPS, roundoff
 
         started = time.monotonic()
         test = SelfTest(folder, manifest, "never")  # with fewer images and less to say
-        backend = open_backend(folder, manifest, plan.target, test=test)
+        backend = open_backend(folder, manifest, test, plan.target)
         try:
             step = backend.max_batch
             parts = [backend.infer(self._images[at : at + step]) for at in range(0, len(self._images), step)]
-            instructions = getattr(backend, "instruction_set", "")
+            instructions = backend.instruction_set
             engine = backend.device
         finally:
             backend.close()

@@ -19,7 +19,7 @@ from calibration.onnx_index import Index
 from engine_build.checks.as_written import as_written, emulated, engine_name
 from engine_build.graph.reference import Logits
 from engine_build.synthetic import varied_images
-from infer.backends import availability, open_backend
+from infer.backends import open_backend, why_unavailable
 from infer.bundle import KnownAnswers, Manifest, Plan, file_entry
 from infer.checks.known_answers import FILE, TELLING_DB, Answers, write_answers
 from infer.checks.passed import describe
@@ -95,11 +95,11 @@ def test_plan(work: Path, manifest: Manifest, plan: Plan, folder: Path, say: Cal
     Raises:
         KnownAnswersError: the plan computes something else than the graph.
     """
-    if availability(plan.target) is not None:
+    if why_unavailable(plan.target) is not None:
         return
     test = SelfTest(work, manifest, "always")
     try:
-        open_backend(work, manifest, plan.target, test=test).close()
+        open_backend(work, manifest, test, plan.target).close()
     except KnownAnswersError as error:
         raise KnownAnswersError(str(error).replace(str(work), str(folder))) from error
     for found in test.checked:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from engine_build.targets import BUILDABLE, unavailable
-from infer.backends import REFERENCE, TARGETS, availability
+from engine_build.targets import BUILDABLE, why_unbuildable
+from infer.backends import REFERENCE, TARGETS, why_unavailable
 from infer.backends.cpu import cpu_flags, processor_name
 from infer.backends.cuda.gpus import driver_version, find_gpus
 from infer.command_line import DISTRIBUTION, EXTRAS
@@ -128,8 +128,8 @@ def examine() -> Report:
 
 
 def _target(name: str) -> Target:
-    not_buildable = unavailable(name) if name in BUILDABLE else "the reference runs the graph itself"
-    return Target(name, availability(name), not_buildable)
+    not_buildable = why_unbuildable(name) if name in BUILDABLE else "the reference runs the graph itself"
+    return Target(name, why_unavailable(name), not_buildable)
 
 
 def _version(package: str) -> str | None:

@@ -26,7 +26,7 @@ from calibration.sensitivity import logit_errors, roundings
 from calibration.tensors import quantisable_nodes, shift_groups
 from engine_build.choices import DEFAULT_BUDGET_LIMIT, DEFAULT_MAX_DROP
 from engine_build.precision.typed_graph import Typing
-from engine_build.quantise.budget import Budget, Meter, Point, split_images
+from engine_build.quantise.budget import Budget, LossMeter, Trial, split_images
 from engine_build.quantise.int8 import Int8Graph, Int8Options
 from engine_build.quantise.qdq import Quantised, insert_qdq
 from engine_build.source import Source
@@ -102,7 +102,7 @@ def mixed_precision(
         source, int8_options.calibration, options.data, options.limit, labels, len(layers), say
     )
     notes = _notes(source, budget, options.max_drop)
-    with Meter(source.graph, budget) as meter:
+    with LossMeter(source.graph, budget) as meter:
         say(f"auto: at most {options.max_drop:g} points of {budget.measure}, {_images(budget)}, run by {meter.engine}")
         search = _Search(source, int8, int8_options, options.max_drop, typing, meter, say)
         kept = search.run(ranking)
@@ -142,14 +142,14 @@ class _Search:
         int8_options: Int8Options,
         limit: float,
         typing: Typing,
-        meter: Meter,
+        meter: LossMeter,
         say: Callable[[str], None],
     ) -> None:
         self._source, self._int8, self._int8_options = source, int8, int8_options
         self._limit, self._typing, self._meter, self._say = limit, typing, meter, say
         self._layers = (*int8.quantised.nodes, *int8.quantised.additions)
         self._latest: tuple[tuple[str, ...], onnx.ModelProto, Quantised] = ((), int8.graph, int8.quantised)
-        self.points: list[Point] = []
+        self.points: list[Trial] = []
         self.errors: dict[str, float] = {}
 
     def run(self, ranking: NDArray[np.uint8]) -> tuple[str, ...] | None:
@@ -166,7 +166,7 @@ class _Search:
         count = least(len(units), lambda count: self._fits(_flat(units[:count])))
         return _flat(units[:count])
 
-    def point(self, kept: int) -> Point:
+    def point(self, kept: int) -> Trial:
         """The trial with so many layers out of int8."""
         return next(point for point in self.points if point.kept == kept)
 
@@ -258,7 +258,7 @@ def _notes(source: Source, budget: Budget, max_drop: float) -> list[str]:
     return notes
 
 
-def _hopeless(point: Point, max_drop: float, budget: Budget) -> str:
+def _hopeless(point: Trial, max_drop: float, budget: Budget) -> str:
     return (
         f"even with every layer in fp16 the loss is {point.drop:.2f} points of {budget.measure} on {_images(budget)}; "
         f"at most {max_drop:g} is allowed. Allow more (MAX_DROP=), or build fp32"

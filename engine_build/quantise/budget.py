@@ -62,7 +62,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Point:
+class Trial:
     """One trial.
 
     Attributes:
@@ -163,7 +163,7 @@ def _unread(failed: list[tuple[int, str]]) -> list[str]:
     return [f"auto: {len(failed)} images could not be read; the first: {failed[0][1]}"] if failed else []
 
 
-class Meter:
+class LossMeter:
     """Measures graphs on a budget's images. A context manager.
 
     Attributes:
@@ -186,7 +186,7 @@ class Meter:
             self._folder.cleanup()
             raise
 
-    def measure(self, graph: onnx.ModelProto, precision: str, kept: int, float32_nodes: Collection[str] = ()) -> Point:
+    def measure(self, graph: onnx.ModelProto, precision: str, kept: int, float32_nodes: Collection[str] = ()) -> Trial:
         """What ``graph`` loses.
 
         Args:
@@ -202,13 +202,13 @@ class Meter:
         lost = tally.reference_top1 - tally.top1 if labelled else tally.images - tally.agreeing
         # A graph that gives NaN or infinity is of no use, whatever it says of the other images.
         drop = 100.0 if tally.not_finite else 100 * lost / tally.images
-        return Point(kept, drop, figures["agreement"], figures.get("top1"), figures["sqnr_db"])
+        return Trial(kept, drop, figures["agreement"], figures.get("top1"), figures["sqnr_db"])
 
     def close(self) -> None:
         """Remove the temporary files."""
         self._folder.cleanup()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> LossMeter:
         return self
 
     def __exit__(
@@ -231,7 +231,7 @@ class Meter:
 
 
 def _open(path: Path, precision: str, float32_nodes: Collection[str]) -> Backend:
-    if openvino_backend.availability() is not None:
+    if openvino_backend.why_unavailable() is not None:
         return OnnxRuntimeBackend(path)
     from engine_build.targets.openvino import inference_precision
 
@@ -242,5 +242,5 @@ def _open(path: Path, precision: str, float32_nodes: Collection[str]) -> Backend
 def _engine_name() -> str:
     from importlib.metadata import version
 
-    name = "onnxruntime" if openvino_backend.availability() is not None else "openvino"
+    name = "onnxruntime" if openvino_backend.why_unavailable() is not None else "openvino"
     return f"{name} {version(name)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
-from onnx import helper
 
 from calibration.cache import check_matches
 from calibration.from_images import graph_sha256
@@ -29,15 +29,12 @@ from calibration.onnx_index import Index
 from calibration.tensors import (
     activation_tensors,
     channel_axis,
-    floating_products,
-    quantisable_nodes,
-    residual_choice,
-    residual_inputs,
 )
 from engine_build.precision.float16 import FLOAT16_LEAST, FLOAT16_MAX
 from engine_build.precision.opsets import raised
 from engine_build.quantise.int8 import Int8Graph, Int8Options, find_cache
 from engine_build.quantise.qdq import Quantised
+from engine_build.quantise.writer import PairWriter, choose_additions, choose_layers
 from engine_build.source import Source
 from infer.backends.cuda.gpus import find_gpus
 from infer.errors import BuildError
@@ -95,17 +92,14 @@ def insert_fp8(
     work = raised(model, OPSET)
     work.ir_version = max(work.ir_version, 9)  # the first with fp8
     index = Index(work)
-    chosen, skipped = _choose(index, amax, exclude)
-    additions = {
-        name: [tensor for tensor in residual_choice(shortcut, branch, residual) if amax.get(tensor, 0) > 0]
-        for name, (shortcut, branch) in residual_inputs(index).items()
-        if name not in exclude
-    }
-    writer = _Writer(index, amax)
+    chosen, skipped = choose_layers(index, amax, exclude, partial(_too_large, index))
+    additions = choose_additions(index, amax, exclude, residual)
+    writer = PairWriter(index, _KIND, "fp8", lambda tensor: fp8_scale(amax[tensor]))
     for node in work.graph.node:
         if node.name in chosen:
+            axis, name = channel_axis(node), node.input[1]
             node.input[0] = writer.activation(node.input[0])
-            node.input[1] = writer.weight(node)
+            node.input[1] = writer.weight(name, axis, partial(quantise_weights, index.value(name), axis))
         for position, tensor in enumerate(node.input):
             if tensor in additions.get(node.name, ()):
                 node.input[position] = writer.activation(tensor)
@@ -115,24 +109,13 @@ def insert_fp8(
     return work, Quantised(nodes=tuple(chosen), additions=done, shifted=(), tensors=tensors, skipped=skipped)
 
 
-def _choose(
-    index: Index, amax: Mapping[str, float], exclude: Collection[str]
-) -> tuple[dict[str, None], dict[str, str]]:
-    """Names of the layers to quantise in graph order, and the others with the reason."""
-    chosen: dict[str, None] = {}
-    skipped = floating_products(index)
-    for node in quantisable_nodes(index):
-        window = index.constants[node.input[1]].dims[2:] if node.op_type == "Conv" else ()
-        if node.name in exclude:
-            skipped[node.name] = "kept in floating point on request"
-        elif prod(window) > _LARGEST_WINDOW:
-            size = "x".join(map(str, window))
-            skipped[node.name] = f"TensorRT has no fp8 kernels for windows of more than 32 positions, this has {size}"
-        elif amax.get(node.input[0], 0.0) <= 0:
-            skipped[node.name] = f"no calibrated range for its input {node.input[0]}"
-        else:
-            chosen[node.name] = None
-    return chosen, skipped
+def _too_large(index: Index, node: onnx.NodeProto) -> str | None:
+    """Why TensorRT would not run a layer in fp8; None where it does."""
+    window = index.constants[node.input[1]].dims[2:] if node.op_type == "Conv" else ()
+    if prod(window) <= _LARGEST_WINDOW:
+        return None
+    size = "x".join(map(str, window))
+    return f"TensorRT has no fp8 kernels for windows of more than 32 positions, this has {size}"
 
 
 def fp8_scale(amax: ArrayLike) -> NDArray[np.float32]:
@@ -153,56 +136,6 @@ def quantise_weights(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[An
     scale = fp8_scale(np.abs(weight).max(axis=others))
     shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
     return np.clip(weight / scale.reshape(shape), -LARGEST, LARGEST).astype(_KIND), scale
-
-
-class _Writer:
-    """Makes one shared Q/DQ pair for each activation tensor and one DQ for each weight."""
-
-    def __init__(self, index: Index, amax: Mapping[str, float]) -> None:
-        self.index, self.amax = index, amax
-        self.pairs: dict[str, list[onnx.NodeProto]] = {}
-        self.weights: dict[str, onnx.NodeProto] = {}
-        self.zero = index.set_constant("quantise.zero", np.array(0, _KIND))
-
-    def activation(self, tensor: str) -> str:
-        restored = f"{tensor}.dequantised"
-        if tensor not in self.pairs:
-            scale = self.index.set_constant(f"{tensor}.scale", fp8_scale(self.amax[tensor]))
-            self.pairs[tensor] = [
-                helper.make_node("QuantizeLinear", [tensor, scale, self.zero], [f"{tensor}.fp8"], f"{tensor}.quantise"),
-                helper.make_node(
-                    "DequantizeLinear", [f"{tensor}.fp8", scale, self.zero], [restored], f"{tensor}.dequantise"
-                ),
-            ]
-        return restored
-
-    def weight(self, node: onnx.NodeProto) -> str:
-        name = node.input[1]
-        restored = f"{name}.dequantised"
-        if name not in self.weights:
-            axis = channel_axis(node)
-            values, scale = quantise_weights(self.index.value(name), axis)
-            inputs = (
-                self.index.set_constant(f"{name}.fp8", values),
-                self.index.set_constant(f"{name}.scale", scale),
-                self.index.set_constant(f"{name}.zero", np.zeros(len(scale), _KIND)),
-            )
-            self.weights[name] = helper.make_node(
-                "DequantizeLinear", inputs, [restored], f"{name}.dequantise", axis=axis
-            )
-        return restored
-
-    def place(self) -> list[onnx.NodeProto]:
-        """All nodes, each pair directly behind the node that makes its tensor."""
-        nodes = [*self.weights.values()]
-        for name, pair in self.pairs.items():
-            if name not in self.index.producer:
-                nodes += pair
-        for node in self.index.graph.node:
-            nodes.append(node)
-            for name in node.output:
-                nodes += self.pairs.get(name, ())
-        return nodes
 
 
 def fp8_targets(targets: tuple[str, ...], named: bool) -> tuple[tuple[str, ...], list[str]]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.int8 import SYMMETRIC_STEPS
 from engine_build.quantise.pairs import LIMIT, Pairs
-from engine_build.quantise.weight_scales import LEVELS
 
 #: Share of the mean diagonal that is added to the moments (Frantar et al., section 3.3).
 DAMPING = 0.01
@@ -91,8 +91,8 @@ def _room(
     done: NDArray[np.float32],
 ) -> tuple[Any, Any]:
     """Least and largest value of a column: what its rounded neighbours leave, and a fair half with one to come."""
-    low: Any = -LEVELS
-    high: Any = LEVELS
+    low: Any = -SYMMETRIC_STEPS
+    high: Any = SYMMETRIC_STEPS
     for partner in partners:
         other = partner[at]
         if other > at:
@@ -100,6 +100,6 @@ def _room(
             high = np.minimum(high, LIMIT - np.maximum(done[other], 0))
         elif other >= 0:
             lead = (wanted - weights[other]) / 2
-            high = np.minimum(high, np.where(weights[other] > 0, np.maximum(lead + LIMIT / 2, 0), LEVELS))
-            low = np.maximum(low, np.where(weights[other] < 0, np.minimum(lead - LIMIT / 2, 0), -LEVELS))
+            high = np.minimum(high, np.where(weights[other] > 0, np.maximum(lead + LIMIT / 2, 0), SYMMETRIC_STEPS))
+            low = np.maximum(low, np.where(weights[other] < 0, np.minimum(lead - LIMIT / 2, 0), -SYMMETRIC_STEPS))
     return low, high

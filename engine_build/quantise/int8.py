@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from calibration.cache import CalibrationCache, Coverage, check_matches, read_cache, write_cache
 from calibration.from_images import calibrate, choose_images, graph_sha256
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.onnx_index import Index
 from calibration.request import Request
 from calibration.tensors import activation_tensors, floating_products, quantisable_nodes
-from calibration.thresholds import SYMMETRIC_STEPS
 from engine_build.choices import ROUNDINGS
 from engine_build.network.zoo import find_model
 from engine_build.quantise.qdq import Placement, Quantised, insert_qdq, layer_scales

@@ -20,21 +20,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from calibration.choices import RESIDUALS
+from calibration.int8 import SYMMETRIC_STEPS
 from calibration.onnx_index import Index
 from calibration.tensors import (
     ShiftGroup,
     channel_axis,
-    floating_products,
     quantisable_nodes,
-    residual_choice,
-    residual_inputs,
     shift_groups,
 )
 from engine_build.quantise.shifted import add_to_bias, apply_shift, shift_of
-from engine_build.quantise.weight_scales import LEVELS, RoundedWeights, half_scale, quantise_weights, weight_rows
+from engine_build.quantise.weight_scales import RoundedWeights, half_scale, quantise_weights, weight_rows
+from engine_build.quantise.writer import PairWriter, choose_additions, choose_layers
 from infer.errors import InputError
 
 
@@ -105,12 +103,8 @@ def insert_qdq(
     work = onnx.ModelProto()
     work.CopyFrom(model)
     index = Index(work)
-    chosen, skipped = _choose(index, amax, exclude)
-    additions = {
-        name: [t for t in residual_choice(shortcut, branch, placement.residual) if amax.get(t, 0) > 0]
-        for name, (shortcut, branch) in residual_inputs(index).items()
-        if name not in exclude
-    }
+    chosen, skipped = choose_layers(index, amax, exclude)
+    additions = choose_additions(index, amax, exclude, placement.residual)
     moved: dict[str, tuple[float, float]] = {}
     for group in _moved_groups(index, chosen, amax, placement):
         moved.update(dict.fromkeys(group.tensors, apply_shift(index, group, amax)))
@@ -118,32 +112,50 @@ def insert_qdq(
         lifted = {output for node in work.graph.node if node.name in group.branches for output in node.output}
         additions = {name: [t for t in read if t not in lifted] for name, read in additions.items()}
 
-    writer = _Writer(index, amax, {tensor: scale for tensor, (scale, _) in moved.items()})
+    def scale_of(tensor: str) -> float:
+        return moved[tensor][0] if tensor in moved else tensor_scale(amax.get(tensor, 0.0))
+
+    writer = PairWriter(index, np.int8, "int8", lambda tensor: np.float32(scale_of(tensor)))
     for node in quantisable_nodes(index):
         if node.name in chosen:
-            offset = moved.get(node.input[0], (0.0, 0.0))[1]
-            writer.quantise_layer(
-                node, rounded.get(node.name) or nearest(index, node, placement.weights, pair_safe), offset
-            )
+            weights = rounded.get(node.name) or nearest(index, node, placement.weights, pair_safe)
+            _quantise_layer(writer, node, weights, moved.get(node.input[0], (0.0, 0.0))[1])
     for node in work.graph.node:
         for position, tensor in enumerate(node.input):
             if tensor in additions.get(node.name, []):
-                node.input[position] = writer.dequantised(tensor)
+                node.input[position] = writer.activation(tensor)
     if placement.pool:
         for node in work.graph.node:
             if node.op_type == "MaxPool":
-                writer.quantise_pool(node)
+                _quantise_pool(writer, node)
     index.set_nodes(writer.place())
     done = tuple(name for name, tensors in additions.items() if tensors)
-    tensors = {tensor: (writer.scale_of(tensor), moved.get(tensor, (0.0, 0.0))[1]) for tensor in writer.pairs}
+    tensors = {tensor: (scale_of(tensor), moved.get(tensor, (0.0, 0.0))[1]) for tensor in writer.pairs}
     return work, Quantised(tuple(chosen), done, tuple(moved), tensors, skipped)
+
+
+def _quantise_layer(writer: PairWriter, node: onnx.NodeProto, weights: RoundedWeights, offset: float) -> None:
+    axis, integers, scale = channel_axis(node), weights.integers, weights.scale
+    moved = weight_rows(integers, axis).sum(axis=1, dtype=np.float64) * scale * offset + weights.bias
+    if moved.any() and node.op_type != "MatMul":  # which has no bias, and is never moved
+        add_to_bias(writer.index, node, moved)
+    node.input[1] = writer.weight(node.input[1], axis, lambda: (integers, scale))
+    node.input[0] = writer.activation(node.input[0])
+
+
+def _quantise_pool(writer: PairWriter, node: onnx.NodeProto) -> None:
+    """Let a max-pool read the pair of its input where its output has one of the same scale: rounding keeps order,
+    so the largest integer is the integer of the largest value."""
+    source, result = node.input[0], node.output[0]
+    if source in writer.pairs and result in writer.pairs and writer.scale_of(source) == writer.scale_of(result):
+        node.input[0] = writer.activation(source)
 
 
 def layer_scales(
     index: Index, amax: Mapping[str, float], placement: Placement, exclude: Collection[str] = ()
 ) -> dict[str, tuple[float, float]]:
     """What :func:`insert_qdq` makes of the input of each layer it quantises: tensor to its scale and offset."""
-    chosen, _ = _choose(index, amax, exclude)
+    chosen, _ = choose_layers(index, amax, exclude)
     found = {
         node.input[0]: (tensor_scale(amax[node.input[0]]), 0.0)
         for node in quantisable_nodes(index)
@@ -164,84 +176,10 @@ def _moved_groups(
 
 def tensor_scale(amax: float) -> float:
     """The scale of a tensor whose largest magnitude is ``amax``, exact in float16."""
-    return float(half_scale(np.float32(amax / LEVELS)))
-
-
-def _choose(
-    index: Index, amax: Mapping[str, float], exclude: Collection[str]
-) -> tuple[dict[str, None], dict[str, str]]:
-    """Names of the layers to quantise in graph order, and the others with the reason."""
-    chosen: dict[str, None] = {}
-    skipped = floating_products(index)
-    for node in quantisable_nodes(index):
-        if node.name in exclude:
-            skipped[node.name] = "kept in floating point on request"
-        elif amax.get(node.input[0], 0.0) <= 0:
-            skipped[node.name] = f"no calibrated range for its input {node.input[0]}"
-        else:
-            chosen[node.name] = None
-    return chosen, skipped
+    return float(half_scale(np.float32(amax / SYMMETRIC_STEPS)))
 
 
 def nearest(index: Index, node: onnx.NodeProto, method: str, pair_safe: bool) -> RoundedWeights:
     """A layer's weights, each rounded by itself."""
     integers, scale = quantise_weights(index.value(node.input[1]), channel_axis(node), method, pair_safe=pair_safe)
     return RoundedWeights(integers, scale, np.zeros(len(scale)))
-
-
-class _Writer:
-    """Makes one shared Q/DQ pair for each activation tensor and one DQ for each weight."""
-
-    def __init__(self, index: Index, amax: Mapping[str, float], scales: Mapping[str, float]) -> None:
-        self.index, self.amax, self.scales = index, amax, scales
-        self.pairs: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
-        self.weights: list[onnx.NodeProto] = []
-        self.zero = index.set_constant("quantise.zero", np.array(0, np.int8))
-
-    def scale_of(self, tensor: str) -> float:
-        return self.scales[tensor] if tensor in self.scales else tensor_scale(self.amax.get(tensor, 0.0))
-
-    def quantise_pool(self, node: onnx.NodeProto) -> None:
-        """Let a max-pool read the pair of its input where its output has one of the same scale: rounding keeps order,
-        so the largest integer is the integer of the largest value."""
-        source, result = node.input[0], node.output[0]
-        if source in self.pairs and result in self.pairs and self.scale_of(source) == self.scale_of(result):
-            node.input[0] = self.dequantised(source)
-
-    def dequantised(self, tensor: str) -> str:
-        if tensor not in self.pairs:
-            scale = self.index.set_constant(f"{tensor}.scale", np.array(self.scale_of(tensor), np.float32))
-            quantised, restored = f"{tensor}.int8", f"{tensor}.dequantised"
-            self.pairs[tensor] = (
-                helper.make_node("QuantizeLinear", [tensor, scale, self.zero], [quantised], f"{tensor}.quantise"),
-                helper.make_node("DequantizeLinear", [quantised, scale, self.zero], [restored], f"{tensor}.dequantise"),
-            )
-        return str(self.pairs[tensor][1].output[0])
-
-    def quantise_layer(self, node: onnx.NodeProto, weights: RoundedWeights, offset: float) -> None:
-        name = node.input[1]
-        axis, integers, scale = channel_axis(node), weights.integers, weights.scale
-        moved = weight_rows(integers, axis).sum(axis=1, dtype=np.float64) * scale * offset + weights.bias
-        if moved.any() and node.op_type != "MatMul":  # which has no bias, and is never moved
-            add_to_bias(self.index, node, moved)
-        names = (
-            self.index.set_constant(f"{name}.int8", integers),
-            self.index.set_constant(f"{name}.scale", scale),
-            self.index.set_constant(f"{name}.zero", np.zeros(len(scale), np.int8)),
-        )
-        restored = f"{name}.dequantised"
-        self.weights.append(helper.make_node("DequantizeLinear", names, [restored], f"{name}.dequantise", axis=axis))
-        node.input[0] = self.dequantised(node.input[0])
-        node.input[1] = restored
-
-    def place(self) -> list[onnx.NodeProto]:
-        """All nodes, each pair directly behind the node that makes its tensor."""
-        nodes = [*self.weights]
-        for name, pair in self.pairs.items():
-            if name not in self.index.producer:
-                nodes += pair
-        for node in self.index.graph.node:
-            nodes.append(node)
-            for name in node.output:
-                nodes += self.pairs.get(name, ())
-        return nodes

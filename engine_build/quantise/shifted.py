@@ -23,17 +23,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from calibration.int8 import LOWEST, SHIFTED_STEPS
 from calibration.onnx_index import Index
-from calibration.tensors import SHIFTED_STEPS, ShiftGroup
+from calibration.tensors import ShiftGroup
 from engine_build.quantise.weight_scales import half_scale
-
-_LOWEST = 128
 
 
 def shift_of(group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:
     """Scale of the tensors of a group and by how much they are moved down; as :func:`half_scale` rounds them."""
     scale = float(half_scale(np.float32(amax[group.tensors[0]] / SHIFTED_STEPS)))
-    return scale, _LOWEST * scale
+    return scale, -LOWEST * scale
 
 
 def apply_shift(index: Index, group: ShiftGroup, amax: Mapping[str, float]) -> tuple[float, float]:

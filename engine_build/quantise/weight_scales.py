@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.int8 import SYMMETRIC_STEPS
 from engine_build.precision.float16 import FLOAT16_LEAST, FLOAT16_MAX
 from engine_build.quantise.pairs import LIMIT, Pairs, clamp_pairs, pair_orders, window
 from infer.errors import InputError
 
 METHODS = ("max", "mse")
-LEVELS = 127
 # Multiples of the scale that reaches a channel's largest weight. Above 1 only pairs have to gain.
-_MOST = 2 * LEVELS / LIMIT  # two neighbours of the largest size fit
+_MOST = 2 * SYMMETRIC_STEPS / LIMIT  # two neighbours of the largest size fit
 _COARSE = np.arange(0.5, 2.0, 0.1, dtype=np.float32)
 _UNPAIRED = 6  # of them reach 1
 _FINE = np.array([-6, -4, -2, 2, 4, 6], np.float32) / 100
@@ -85,11 +85,11 @@ def weight_scale(rows: NDArray[np.float32], orders: list[Pairs], method: str = "
 
 def round_rows(rows: NDArray[np.float32], scale: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
     """``rows / scale`` as whole numbers in -127..127 that hold the pairs."""
-    return clamp_pairs(np.clip(np.rint(rows * (1 / scale)[:, None]), -LEVELS, LEVELS), orders)
+    return clamp_pairs(np.clip(np.rint(rows * (1 / scale)[:, None]), -SYMMETRIC_STEPS, SYMMETRIC_STEPS), orders)
 
 
 def _unclipped(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
-    return half_scale(np.maximum(np.abs(rows).max(axis=1) / LEVELS, _largest_pair(rows, orders) / LIMIT))
+    return half_scale(np.maximum(np.abs(rows).max(axis=1) / SYMMETRIC_STEPS, _largest_pair(rows, orders) / LIMIT))
 
 
 def _largest_pair(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
@@ -102,7 +102,7 @@ def _largest_pair(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.
 
 
 def _least_squares(rows: NDArray[np.float32], orders: list[Pairs]) -> NDArray[np.float32]:
-    unit = np.abs(rows).max(axis=1) / LEVELS
+    unit = np.abs(rows).max(axis=1) / SYMMETRIC_STEPS
     best, least = half_scale(unit), np.full(len(rows), np.inf, np.float32)
 
     def attempt(wanted: NDArray[np.float32]) -> None:

@@ -53,15 +53,15 @@ class BuildSettings:
             raise InputError(f"workspace: expected at most {_MOST_BYTES} bytes, found {self.workspace}")
 
 
-def unavailable(target: str) -> str | None:
+def why_unbuildable(target: str) -> str | None:
     """None when ``target`` can be built here, else one sentence that says what is missing."""
     if target == "openvino":
-        from infer.backends.openvino import availability
+        from infer.backends import openvino
 
-        return availability()
-    from engine_build.targets.tensorrt import availability as tensorrt_availability
+        return openvino.why_unavailable()
+    from engine_build.targets import tensorrt
 
-    return tensorrt_availability(target)
+    return tensorrt.why_unavailable(target)
 
 
 def build_target(
@@ -102,13 +102,12 @@ def _build_tensorrt(
 ) -> Plan:
     from engine_build.targets.audit import PlanAudit, require_float32, require_precision
     from engine_build.targets.tensorrt import build_plan
-    from engine_build.targets.tensorrt.request import BatchProfile as PlanProfile
     from engine_build.targets.tensorrt.request import PlanRequest
 
     name = f"{target}.plan"
     request = PlanRequest(
         graph=folder / GRAPH, plan=folder / name,
-        profile=PlanProfile(settings.batch.min, settings.batch.opt, settings.batch.max),
+        profile=settings.batch,
         workspace=settings.workspace, timing_cache=settings.timing_cache if target == "tensorrt" else None,
         compute_capabilities=settings.compute_capabilities if target == "tensorrt_rtx" else None,
         version_compatible=settings.version_compatible,

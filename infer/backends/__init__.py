@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from infer.backends.base import HOST_CODE_VARIABLE, Backend, GpuOptions
+from infer.backends.base import HOST_CODE_VARIABLE, Backend, GpuOptions, PlanCheck, PlanChecks
 from infer.bundle import GRAPH, Manifest, Plan, check_files, find_plan
+from infer.choices import TARGETS as TARGETS
 from infer.errors import BundleError, InputError, KnownAnswersError, TargetUnavailableError
 
-if TYPE_CHECKING:
-    from infer.checks.self_test import SelfTest, TargetTest
-
-# Fastest first.
-TARGETS = ("tensorrt", "tensorrt_rtx", "openvino")
 REFERENCE = "onnxruntime"
 _LOG = logging.getLogger(__name__)
 
 
-def availability(target: str, device: int = 0) -> str | None:
+def why_unavailable(target: str, device: int = 0) -> str | None:
     """None when ``target`` runs on this machine (on GPU ``device``), else one sentence that says what is missing.
 
     Raises:
@@ -28,48 +23,46 @@ def availability(target: str, device: int = 0) -> str | None:
     if target == "openvino":
         from infer.backends import openvino
 
-        return openvino.availability()
+        return openvino.why_unavailable()
     if target == REFERENCE:
         from infer.backends import onnxruntime
 
-        return onnxruntime.availability()
+        return onnxruntime.why_unavailable()
     if target in TARGETS:
         from infer.backends import tensorrt
 
-        return tensorrt.availability(target, device)
+        return tensorrt.why_unavailable(target, device)
     raise InputError(f"unknown target {target!r}; known: {', '.join((*TARGETS, REFERENCE))}")
 
 
 def open_backend(
     folder: Path,
     manifest: Manifest,
+    test: PlanChecks,
     target: str | None = None,
     threads: int | None = None,
     gpu: GpuOptions | None = None,
-    test: SelfTest | None = None,
 ) -> Backend:
     """The backend of ``target``, or of the fastest target of the bundle that runs here and gives the known answers.
 
     Args:
         folder, manifest, target, threads, gpu: see :func:`infer.open_bundle`.
-        test: the bundle's; None for one as the environment says.
+        test: asked before the first answer.
 
     Raises:
         BundleError: a file is damaged or ``target`` was not built.
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
         KnownAnswersError: ``target``, or every target that runs here, computes something wrong.
     """
-    from infer.checks.self_test import SelfTest
-
-    gpu, test = gpu or GpuOptions(), test or SelfTest(folder, manifest)
+    gpu = gpu or GpuOptions()
     if target is not None:
-        if (missing := availability(target, gpu.device)) is not None:
+        if (missing := why_unavailable(target, gpu.device)) is not None:
             raise TargetUnavailableError(f"{target} cannot run here: {missing}")
         return _open(folder, manifest, target, threads, gpu, test)
     reasons = []
     failed = False
     for plan in sorted(manifest.plans, key=lambda plan: TARGETS.index(plan.target) if plan.target in TARGETS else 99):
-        missing = availability(plan.target, gpu.device) if plan.target in TARGETS else "unknown to this version"
+        missing = why_unavailable(plan.target, gpu.device) if plan.target in TARGETS else "unknown to this version"
         if missing is None:
             try:
                 return _open(folder, manifest, plan.target, threads, gpu, test)
@@ -87,7 +80,7 @@ def open_backend(
 
 
 def _open(
-    folder: Path, manifest: Manifest, target: str, threads: int | None, gpu: GpuOptions, test: SelfTest
+    folder: Path, manifest: Manifest, target: str, threads: int | None, gpu: GpuOptions, test: PlanChecks
 ) -> Backend:
     if target == REFERENCE:
         from infer.backends.onnxruntime import OnnxRuntimeBackend
@@ -113,7 +106,7 @@ def _open(
     return _open_tensorrt(path, manifest, plan, gpu, test.of(target, plan.files))
 
 
-def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions, test: TargetTest) -> Backend:
+def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions, test: PlanCheck) -> Backend:
     from importlib import import_module
 
     from infer.backends.cuda.gpus import driver_version, find_gpus

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from infer.backends.cuda.arrays import DeviceOutputs
+    from infer.backends.cuda.events import Event
+    from infer.bundle import FileEntry
 
 HOST_CODE_VARIABLE = "IRESNET_ALLOW_HOST_CODE"
 
@@ -90,6 +96,8 @@ class Backend(Protocol):
         in_flight: how many submitted batches keep the device busy; more only wait.
         compiled_batches: sizes that kernels are compiled for, each when it is first needed; empty where one set of
             kernels serves all.
+        notes: what a user should know: fewer streams because memory was short, no graphs.
+        flags: what decides how fast it is, for a benchmark's header.
     """
 
     target: str
@@ -97,6 +105,18 @@ class Backend(Protocol):
     max_batch: int
     in_flight: int
     compiled_batches: tuple[int, ...]
+    notes: list[str]
+    flags: dict[str, str]
+
+    @property
+    def instruction_set(self) -> str:
+        """What the multiplying kernels are made of, empty where that is not known or the device is no CPU."""
+        ...
+
+    @property
+    def on_device(self) -> DeviceBackend | None:
+        """The same backend with what it offers in the memory of its device; None for a CPU."""
+        ...
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
         """Start ``batch`` (uint8 ``[N, H, W, 3]``, C-contiguous, 1 <= N <= ``max_batch``).
@@ -116,4 +136,84 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release everything; harmless when called twice."""
+        ...
+
+
+class StageTimes(NamedTuple):
+    """Times of one batch in ms: copy to the device, network, copy back (by events), and the host's part of it.
+
+    ``enqueue`` is the time the host took to hand the batch to the stream, ``total`` from before that to the results.
+    """
+
+    h2d: float
+    compute: float
+    d2h: float
+    enqueue: float
+    total: float
+
+
+class DeviceBackend(Backend, Protocol):
+    """A backend on an NVIDIA GPU, whose memory and streams callers may use themselves.
+
+    See :class:`infer.backends.tensorrt.TensorRTBackend` for arguments and lifetimes.
+
+    Attributes:
+        ordinal: of the GPU, among those that CUDA_VISIBLE_DEVICES leaves.
+    """
+
+    ordinal: int
+
+    def enqueue(
+        self, input_ptr: int, batch: int, output_ptrs: Mapping[str, int] | Sequence[int], stream_handle: int
+    ) -> Event:
+        """Run on device memory and on a stream of the caller, without a copy or a synchronisation."""
+        ...
+
+    def infer_device(self, images: Any, *, stream: int = 0) -> DeviceOutputs:
+        """Classify images that are in device memory; the results stay there."""
+        ...
+
+    def own_stream(self) -> int:
+        """``CUstream`` of the backend's own, for callers without one."""
+        ...
+
+    def profile(self, batch: NDArray[np.uint8]) -> StageTimes:
+        """Run ``batch`` alone and time its stages by events on the device."""
+        ...
+
+
+class HostBackend:
+    """What backends on a CPU have in common."""
+
+    on_device: DeviceBackend | None = None
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.flags: dict[str, str] = {}
+
+    @property
+    def instruction_set(self) -> str:
+        """See :class:`Backend`; not known."""
+        return ""
+
+
+class PlanCheck(Protocol):
+    """Checks what one target computes; a backend calls it for each batch size that it compiles."""
+
+    def __call__(self, batch: int, infer: Callable[[NDArray[np.uint8]], Outputs], machine: Mapping[str, str]) -> None:
+        """See :meth:`infer.checks.self_test.TargetTest.__call__`."""
+        ...
+
+
+class PlanChecks(Protocol):
+    """The checks of one bundle; :class:`infer.checks.self_test.SelfTest` is one.
+
+    Attributes:
+        notes: what a user should be told of targets that failed.
+    """
+
+    notes: list[str]
+
+    def of(self, target: str, files: Sequence[FileEntry]) -> PlanCheck:
+        """The check of one target, whose plan is ``files``."""
         ...

@@ -5,29 +5,24 @@ from __future__ import annotations
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends.base import Outputs
+from infer.backends.base import HostBackend, Outputs, PlanCheck
 from infer.backends.cpu import processor
 from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import TargetUnavailableError
 
-if TYPE_CHECKING:
-    from infer.checks.self_test import TargetTest
-
-
 _TESTED_BATCH = 8
 
 
-def availability() -> str | None:
+def why_unavailable() -> str | None:
     """None when ONNX Runtime is installed, else one sentence that says what is missing."""
     return None if find_spec("onnxruntime") else "onnxruntime is not installed; pip install onnxruntime"
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """ONNX Runtime on the CPU, one batch at a time; see :class:`infer.backends.base.Backend`.
 
     Args:
@@ -47,9 +42,10 @@ class OnnxRuntimeBackend:
     compiled_batches: tuple[int, ...] = ()
 
     def __init__(
-        self, model: Path, threads: int | None = None, *, optimise: bool = True, test: TargetTest | None = None
+        self, model: Path, threads: int | None = None, *, optimise: bool = True, test: PlanCheck | None = None
     ) -> None:
-        if (missing := availability()) is not None:
+        super().__init__()
+        if (missing := why_unavailable()) is not None:
             raise TargetUnavailableError(missing)
         import onnxruntime
 

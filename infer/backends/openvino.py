@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends.base import Outputs
+from infer.backends.base import HostBackend, Outputs, PlanCheck
 from infer.backends.cpu import cpu_flags, processor
 from infer.backends.instruction_sets import instruction_set
 from infer.backends.openvino_pool import Pool
@@ -28,7 +28,6 @@ from infer.errors import KnownAnswersError, TargetUnavailableError
 if TYPE_CHECKING:
     import openvino
 
-    from infer.checks.self_test import TargetTest
 
 LARGEST_BATCH = 8
 MULTIPLYING = ("Convolution", "FullyConnected", "MatMul")
@@ -38,7 +37,7 @@ _HINT = "INFERENCE_PRECISION_HINT"
 _FIRST_CONVERSION = threading.Lock()
 
 
-def availability() -> str | None:
+def why_unavailable() -> str | None:
     """None when OpenVINO runs here, else one sentence that says what is missing."""
     from importlib.util import find_spec
 
@@ -100,7 +99,7 @@ def _kind(info: Any) -> str:
     return str(info["layerType"].astype(str)) if "layerType" in info else ""
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(HostBackend):
     """An OpenVINO model on the CPU; see :class:`infer.backends.base.Backend`.
 
     Args:
@@ -125,9 +124,10 @@ class OpenVINOBackend:
         options: dict[str, str] | None = None,
         cache: Path | None = None,
         threads: int | None = None,
-        test: TargetTest | None = None,
+        test: PlanCheck | None = None,
     ) -> None:
-        if (missing := availability()) is not None:
+        super().__init__()
+        if (missing := why_unavailable()) is not None:
             raise TargetUnavailableError(missing)
         import openvino
 

@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends.base import GpuOptions, Outputs
+from infer.backends.base import GpuOptions, Outputs, StageTimes
 from infer.backends.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
 from infer.backends.cuda.events import Event
 from infer.backends.cuda.gpus import find_gpus
@@ -44,7 +44,7 @@ _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install ten
 _SPECIALIZATIONS = ("lazy", "eager", "none")
 
 
-def availability(target: str, device: int = 0) -> str | None:
+def why_unavailable(target: str, device: int = 0) -> str | None:
     """None when ``target`` runs on this machine, else one sentence that says what is missing and what to do.
 
     The driver is asked first: TensorRT's runtimes crash or return None where there is none.
@@ -67,19 +67,6 @@ def availability(target: str, device: int = 0) -> str | None:
         except Exception as error:  # bindings without their libraries fail in many ways
             return f"the Python module {module} does not load ({error}): {install} adds its libraries"
     return None
-
-
-class StageTimes(NamedTuple):
-    """Times of one batch in ms: copy to the device, network, copy back (by events), and the host's part of it.
-
-    ``enqueue`` is the time the host took to hand the batch to the stream, ``total`` from before that to the results.
-    """
-
-    h2d: float
-    compute: float
-    d2h: float
-    enqueue: float
-    total: float
 
 
 class TensorRTBackend:
@@ -112,6 +99,7 @@ class TensorRTBackend:
     """
 
     compiled_batches: tuple[int, ...] = ()
+    instruction_set = ""
 
     def __init__(
         self,
@@ -131,7 +119,7 @@ class TensorRTBackend:
             raise InputError(
                 f"specialization: expected one of {', '.join(_SPECIALIZATIONS)}, found {options.specialization!r}"
             )
-        if (missing := availability(target, options.device)) is not None:
+        if (missing := why_unavailable(target, options.device)) is not None:
             raise TargetUnavailableError(missing)
         self._session = session = Session(plan, target, options, runtime_cache)
         # Also at the end of the interpreter, while threads still run.
@@ -148,6 +136,11 @@ class TensorRTBackend:
         self.max_batch, self.in_flight = session.max_batch, session.in_flight
         self.notes, self.flags = session.notes, session.flags
         self.image_shape, self.num_classes, self.top_k = found
+
+    @property
+    def on_device(self) -> TensorRTBackend:
+        """Itself; see :class:`infer.backends.base.DeviceBackend`."""
+        return self
 
     def submit(self, batch: NDArray[np.uint8]) -> Future[Outputs]:
         """Start a batch; see :meth:`infer.backends.base.Backend.submit`.

@@ -55,7 +55,7 @@ def bench(
     with open_bundle(bundle, target=target, threads=threads, gpu=on_gpu) as runner:
         environment = environment_of(runner)
         gpu = gpu_of(runner.backend.device)
-        notes = list(getattr(runner.backend, "notes", []))
+        notes = list(runner.backend.notes)
         try:
             work = work_of(runner.manifest, runner.target)
         except BundleError:

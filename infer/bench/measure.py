@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,45 +26,12 @@ from numpy.typing import NDArray
 from infer.errors import InputError
 
 if TYPE_CHECKING:
-    from infer.backends.base import Backend, Outputs
+    from infer.backends.base import Backend, DeviceBackend, Outputs
 
 DEFAULT_BATCHES = (1, 8, 32)
 # Distinct inputs, so that no cache holds more of the input than it would in service.
 _SPARE_INPUTS = 2
 _PROFILES, _PROFILE_SECONDS = 50, 0.5
-
-
-class Stages(Protocol):
-    """Times in ms of one batch on a device of its own."""
-
-    @property
-    def h2d(self) -> float:
-        """Copy to the device."""
-        ...
-
-    @property
-    def compute(self) -> float:
-        """The network."""
-        ...
-
-    @property
-    def d2h(self) -> float:
-        """Copy back."""
-        ...
-
-    @property
-    def enqueue(self) -> float:
-        """The host's part: until everything is enqueued."""
-        ...
-
-
-@runtime_checkable
-class TimesStages(Protocol):
-    """What a backend offers beyond :class:`~infer.backends.base.Backend` when its device can time the stages."""
-
-    def profile(self, batch: NDArray[np.uint8]) -> Stages:
-        """Run ``batch`` alone and time its stages by events on the device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -200,9 +167,9 @@ def measure(
             ready = [array[: point.batch] for array in inputs]
             point.runs.append(_run(backend, ready, point.in_flight, options))
             advance(1)
-    if not isinstance(backend, TimesStages):
+    if backend.on_device is None:
         return points
-    stages = {batch: _stages(backend, [array[:batch] for array in inputs]) for batch in batches}
+    stages = {batch: _stages(backend.on_device, [array[:batch] for array in inputs]) for batch in batches}
     return [Point(point.batch, point.in_flight, point.runs, stages[point.batch]) for point in points]
 
 
@@ -277,7 +244,7 @@ def _run(backend: Backend, inputs: list[NDArray[np.uint8]], depth: int, options:
     )  # fmt: skip
 
 
-def _stages(backend: TimesStages, inputs: list[NDArray[np.uint8]]) -> StageSummary:
+def _stages(backend: DeviceBackend, inputs: list[NDArray[np.uint8]]) -> StageSummary:
     backend.profile(inputs[0])
     begin = time.perf_counter()
     times: list[tuple[float, float, float, float]] = []

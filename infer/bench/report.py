@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infer.bench.measure import Options, Point, variation, warnings_of
-from infer.bench.roofline import Ceiling, Gpu, Work, ceiling
+from infer.bench.roofline import Ceiling, GpuPeaks, Work, ceiling
 from infer.bundle import now
 from infer.errors import InputError
 from infer.files import replacing, write_bytes
@@ -55,7 +55,7 @@ class Report:
     environment: dict[str, Any]
     options: Options
     points: list[Point]
-    gpu: Gpu | None = None
+    gpu: GpuPeaks | None = None
     work: Work | None = None
     ceilings: list[Ceiling] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -241,12 +241,12 @@ def subject_of(runner: Runner) -> dict[str, Any]:
 
 def flags_of(runner: Runner) -> dict[str, str]:
     """How the time is taken; a backend adds its own with an attribute ``flags``."""
-    gpu = runner.target.startswith("tensorrt")
+    gpu = runner.backend.on_device is not None
     return {
         "timed": "uint8 batch in host memory to results in host memory; no decoding, no pre-processing",
         "transfers": "included, and the copy into pinned memory" if gpu else "none, the device is the CPU",
         "inputs": "synthetic, made beforehand",
-        **getattr(runner.backend, "flags", {}),
+        **runner.backend.flags,
     }
 
 

@@ -22,6 +22,7 @@ from importlib.resources import files
 from typing import Any
 
 from infer.bundle import Manifest
+from infer.choices import TENSORRT
 from infer.errors import BundleError, InputError
 
 PRECISIONS = ("fp32", "fp16", "fp8", "int8")
@@ -29,7 +30,7 @@ _AS_PEAK = {"bf16": "fp16"}  # the same rate on every GPU that has both
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuPeaks:
     """Peak figures of a GPU.
 
     Attributes:
@@ -52,15 +53,15 @@ class Gpu:
 
 
 @cache
-def known_gpus() -> tuple[Gpu, ...]:
+def known_gpus() -> tuple[GpuPeaks, ...]:
     """The rows of ``gpus.tsv``."""
     text = files(__package__).joinpath("gpus.tsv").read_text("utf-8")
     head, *rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return tuple(_gpu(dict(zip(head, row, strict=True))) for row in rows)
 
 
-def _gpu(row: dict[str, str]) -> Gpu:
-    return Gpu(
+def _gpu(row: dict[str, str]) -> GpuPeaks:
+    return GpuPeaks(
         key=row["key"],
         devices=tuple(row["devices"].split("|")),
         compute_capability=row["cc"],
@@ -71,7 +72,7 @@ def _gpu(row: dict[str, str]) -> Gpu:
     )
 
 
-def find_gpus(names: Sequence[str]) -> list[Gpu]:
+def find_gpus(names: Sequence[str]) -> list[GpuPeaks]:
     """The GPUs of these keys, in any case.
 
     Raises:
@@ -84,7 +85,7 @@ def find_gpus(names: Sequence[str]) -> list[Gpu]:
     return [by_key[name.lower()] for name in names]
 
 
-def gpu_of(device: str) -> Gpu | None:
+def gpu_of(device: str) -> GpuPeaks | None:
     """The GPU whose device name stands in a backend's ``device``; the longest name counts. None if there is none."""
     found = [
         (len(name), gpu)
@@ -137,7 +138,7 @@ def work_of(manifest: Manifest, target: str | None = None) -> Work:
         BundleError: the bundle has no TensorRT plan and no gmac, so nothing can be said.
     """
     gmac = manifest.gmac
-    plans = [plan for plan in manifest.plans if plan.target.startswith("tensorrt")]
+    plans = [plan for plan in manifest.plans if plan.target in TENSORRT]
     plans.sort(key=lambda plan: plan.target != target)
     summary: dict[str, Any] = plans[0].audit.get("summary", {}) if plans else {}
     if not plans and gmac is None:
@@ -171,7 +172,7 @@ class Ceiling:
         runs: False when the audited plan does not run on this GPU, so that the figures are those of another build.
     """
 
-    gpu: Gpu
+    gpu: GpuPeaks
     batch: int
     compute: float | None
     memory: float | None
@@ -200,7 +201,7 @@ class Ceiling:
         }  # fmt: skip
 
 
-def ceiling(work: Work, gpu: Gpu, batch: int | None = None) -> Ceiling:
+def ceiling(work: Work, gpu: GpuPeaks, batch: int | None = None) -> Ceiling:
     """The ceilings of ``gpu`` for batches of ``batch`` images, None for the batch of the audit."""
     batch = batch or work.audited_batch
     peak = max((gpu.peaks.get(_AS_PEAK.get(word, word), 0.0) for word in work.precisions), default=0.0)

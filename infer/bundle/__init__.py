@@ -68,12 +68,16 @@ class Tensor(_Record):
     shape: list[int]
 
 
-class BatchProfile(_Record):
+class BatchProfile(_Record, kw_only=False):
     """Batch sizes a plan was built for: smallest, the one it is tuned for, largest."""
 
     min: int = 1
     opt: int = 32
     max: int = 128
+
+    def __str__(self) -> str:
+        """``1/32/128``."""
+        return f"{self.min}/{self.opt}/{self.max}"
 
 
 class Plan(_Record):

@@ -207,15 +207,15 @@ def check_plans(folder: Path, manifest: Manifest) -> list[TargetReport]:
         BundleError: the answers cannot be read.
         TargetUnavailableError: a plan cannot be opened.
     """
-    from infer.backends import TARGETS, availability, open_backend
+    from infer.backends import TARGETS, open_backend, why_unavailable
 
     reports = []
     for plan in manifest.plans:
-        missing = availability(plan.target) if plan.target in TARGETS else "unknown to this version"
+        missing = why_unavailable(plan.target) if plan.target in TARGETS else "unknown to this version"
         test, error = SelfTest(folder, manifest, "always"), None
         if missing is None:
             try:
-                backend = open_backend(folder, manifest, plan.target, test=test)
+                backend = open_backend(folder, manifest, test, plan.target)
                 try:
                     for batch in backend.compiled_batches:
                         backend.infer(np.zeros((batch, *manifest.inputs[0].shape[1:]), np.uint8))

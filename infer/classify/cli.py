@@ -19,7 +19,7 @@ from infer.command_line import DebugOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
 
 if TYPE_CHECKING:
-    from infer.classify.job import Shard, Tally
+    from infer.classify.job import JobCounts, Shard
     from infer.classify.meter import Meter
     from infer.classify.partial import PartialOutput
     from infer.classify.sinks import FileSink, Sink
@@ -81,7 +81,7 @@ def classify(
     Images that cannot be read are named on standard error, have a row with the reason under --json and --output, and
     make the exit code 1 (2 where no image could be read).
     """
-    from infer.classify.job import Shard, Tally, begin, identity, run_job
+    from infer.classify.job import JobCounts, Shard, begin, identity, run_job
     from infer.classify.meter import Meter, shown
     from infer.classify.sinks import StreamSink, open_sink, partial_output
     from infer.pipeline.device import require_device
@@ -100,7 +100,7 @@ def classify(
         dali = require_device(runner.backend, runner.preprocessing, fast=fast_decode) if gpu_decode else None
         top = min(top, runner.manifest.outputs[1].shape[1])
         records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column))
-        meter, tally = Meter(), Tally()
+        meter, tally = Meter(), JobCounts()
         named = _Named(None if output is None and not as_json else _MOST_NAMED)
 
         def run(sink: Sink) -> None:
@@ -199,7 +199,7 @@ def _counting(meter: Meter, inputs: list[str], lists: list[str], part: Shard) ->
             thread.join(timeout=1)
 
 
-def _summary(bundle: Path, target: str, meter: Meter, tally: Tally) -> str:
+def _summary(bundle: Path, target: str, meter: Meter, tally: JobCounts) -> str:
     failed = f", {tally.failed} could not be read" if tally.failed else ""
     there = f" ({meter.done - meter.fresh} rows were there)" if meter.done > meter.fresh else ""
     speed = f"{meter.fresh} in {meter.seconds:.1f} s, {meter.rate:.1f}/s"

@@ -65,7 +65,7 @@ class Shard:
 
 
 @dataclass
-class Tally:
+class JobCounts:
     """Rows of a job by outcome, those that an interrupted run left too."""
 
     good: int = 0
@@ -121,7 +121,7 @@ def _described(text: str, *, whole: bool = False) -> str:
     return printable(os.fspath(text))
 
 
-def skip_kept(records: Iterator[Record], kept: Iterable[Kept], tally: Tally) -> int:
+def skip_kept(records: Iterator[Record], kept: Iterable[Kept], tally: JobCounts) -> int:
     """Pass over the records that have rows already, without reading them; how many.
 
     Raises:
@@ -151,7 +151,7 @@ def run_job(
     fast: bool = False,
     decoder: DecoderName = "host",
     meter: Meter,
-    tally: Tally,
+    tally: JobCounts,
     failed: Callable[[Prediction], None],
     changed: Callable[[], None] = lambda: None,
 ) -> None:
@@ -200,7 +200,7 @@ def _rows(answers: Answers, labels: Sequence[str], top: int) -> list[Prediction]
     return [rows[index] for index in sorted(rows)]
 
 
-def begin(sink: FileSink, job: dict[str, Any], records: Iterator[Record], tally: Tally, *, resume: bool) -> int:
+def begin(sink: FileSink, job: dict[str, Any], records: Iterator[Record], tally: JobCounts, *, resume: bool) -> int:
     """Start ``sink`` and take from ``records`` those that an interrupted run has done; how many.
 
     Raises:

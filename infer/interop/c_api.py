@@ -20,10 +20,12 @@ import numpy as np
 from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import (
     BundleError,
+    DeviceError,
     InputError,
     IResNetError,
     KnownAnswersError,
     TargetUnavailableError,
+    UnsupportedError,
     UntrainedError,
 )
 
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
 ABI = 1
 ANSWERED = 0x100
 OK, INVALID_ARGUMENT, BUNDLE, TARGET_UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL, WRONG_ANSWERS = range(9)
-
-
-class UnsupportedError(IResNetError):
-    """The backend cannot do this, whatever the arguments."""
 
 
 class _Open:
@@ -147,7 +145,7 @@ class Library:
             info.height, info.width, info.channels = manifest.inputs[0].shape[1:]
             info.num_classes, info.top_k = manifest.model.num_classes, manifest.outputs[1].shape[1]
             info.max_batch, info.in_flight = backend.max_batch, backend.in_flight
-            info.trained, info.device_pointers = manifest.model.trained, hasattr(backend, "enqueue")
+            info.trained, info.device_pointers = manifest.model.trained, backend.on_device is not None
 
     def label(self, handle: int, index: int, label: Any) -> None:
         """``iresnet_label``."""
@@ -192,8 +190,7 @@ class Library:
     def infer_device(self, handle: int, images: int, size: int, batch: int, outputs: Any, stream: int) -> None:
         """``iresnet_infer_device``."""
         with self._find(handle).use() as runner:
-            enqueue = getattr(runner.backend, "enqueue", None)
-            if enqueue is None:
+            if (backend := runner.backend.on_device) is None:
                 raise UnsupportedError(
                     f"the {runner.target} target has no device memory; open a bundle on a tensorrt target, or use "
                     "iresnet_infer"
@@ -207,7 +204,7 @@ class Library:
                     raise InputError(f"{name}: expected device memory for all three outputs, found NULL")
                 _check_size(name, getattr(outputs, f"{name}_bytes"), int(np.prod(shape)) * np.dtype(dtype).itemsize)
                 pointers.append(int(self._ffi.cast("uintptr_t", getattr(outputs, name))))
-            enqueue(images, batch, pointers, stream)
+            backend.enqueue(images, batch, pointers, stream)
 
     def close(self, handle: int) -> None:
         """``iresnet_close``."""
@@ -238,15 +235,22 @@ def _check_size(name: str, size: int, expected: int) -> None:
         raise InputError(f"{name}: expected {expected} bytes, found {size}")
 
 
+#: Status of each kind of error; the first that fits.
+_STATUS: tuple[tuple[type[IResNetError], int], ...] = (
+    (DeviceError, DEVICE),
+    (UnsupportedError, UNSUPPORTED),
+    (UntrainedError, UNTRAINED),
+    (TargetUnavailableError, TARGET_UNAVAILABLE),
+    (BundleError, BUNDLE),
+    (InputError, INVALID_ARGUMENT),
+    (KnownAnswersError, WRONG_ANSWERS),
+)
+
+
 def _describe(error: BaseException) -> tuple[int, str]:
     """Status and message of an error."""
     text = " ".join(str(error).split())
-    if isinstance(error, IResNetError) and type(error).__module__.startswith("infer.backends.cuda"):
-        return DEVICE, text
-    for kind, status in (
-        (UnsupportedError, UNSUPPORTED), (UntrainedError, UNTRAINED), (TargetUnavailableError, TARGET_UNAVAILABLE),
-        (BundleError, BUNDLE), (InputError, INVALID_ARGUMENT), (KnownAnswersError, WRONG_ANSWERS),
-    ):  # fmt: skip
+    for kind, status in _STATUS:
         if isinstance(error, kind):
             return status, text
     if isinstance(error, ImportError):

@@ -98,16 +98,18 @@ class DeviceBatch(NamedTuple):
     pixels: dict[int, NDArray[np.uint8]]
     under_way: weakref.WeakSet[DeviceAnswer]
 
-    def submit(self, backend: Any) -> DeviceAnswer | None:
+    def submit(self, backend: Backend) -> DeviceAnswer | None:
         """Start the n images on a TensorRT backend; None when there are none."""
         if not self.records:
             return None
+        device_backend = backend.on_device
+        assert device_backend is not None
         host = None
         if self.pixels:  # first: this may wait, or fail, before anything reads device memory
             host = list(self.pixels), backend.submit(np.stack(list(self.pixels.values())))
         device = None
         if self.rows:
-            device = self.rows, backend.infer_device(self.decoded, stream=backend.own_stream())
+            device = self.rows, device_backend.infer_device(self.decoded, stream=device_backend.own_stream())
         answer = DeviceAnswer(device, host)
         self.under_way.add(answer)
         return answer
@@ -120,7 +122,7 @@ def require_device(backend: Backend, spec: Preprocessing, *, fast: bool = False)
         TargetUnavailableError: not a TensorRT target, or no DALI.
         InputError: ``fast``, or see :func:`infer.pipeline.dali.require_dali`.
     """
-    if not hasattr(backend, "infer_device"):
+    if backend.on_device is None:
         raise TargetUnavailableError(
             f"decoding on the GPU needs a TensorRT target, this bundle runs on {backend.target}; decode on the host"
         )
@@ -157,10 +159,11 @@ def load_device_batches(
         ImageError: under ``strict``.
     """
     require_device(backend, spec)
+    assert backend.on_device is not None
     workers = usable_cpus() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers: expected at least 1, found {workers}")
-    decoder = Decoder(spec, backend.max_batch, device=getattr(backend, "ordinal", 0), threads=workers)
+    decoder = Decoder(spec, backend.max_batch, device=backend.on_device.ordinal, threads=workers)
     return _load(enumerate(records), spec, backend.max_batch, workers, strict, decoder)
 
 

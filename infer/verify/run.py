@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.backends import REFERENCE, availability
+from infer.backends import REFERENCE, why_unavailable
 from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
 from infer.datasets import LabelledDataset, open_dataset
 from infer.datasets.class_names import ClassNames
@@ -200,6 +200,6 @@ def _open_reference(
         )
     if manifest.preprocessing != runner.manifest.preprocessing:
         raise InputError(f"{reference} and {folder} differ in pre-processing; build them with the same options")
-    if target is None and availability(REFERENCE) is None:
+    if target is None and why_unavailable(REFERENCE) is None:
         target = REFERENCE
     return open_bundle(reference, target=target, allow_untrained=True, threads=threads)

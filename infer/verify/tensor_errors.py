@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from infer.bundle import GRAPH, Manifest, check_files, read_manifest
 from infer.errors import InputError, TargetUnavailableError
 
+_INT8 = np.iinfo(np.int8)
+
 
 @dataclass(frozen=True)
 class TensorError:
@@ -79,7 +81,7 @@ def layer_errors(
             signal[name] += float((x**2).sum())
             noise[name] += float(((found.astype(np.float64) + offset - x) ** 2).sum())
             moved = x - offset
-            clipped[name] += float(((moved > 127.5 * scale) | (moved < -128.5 * scale)).sum())
+            clipped[name] += float(((moved > (_INT8.max + 0.5) * scale) | (moved < (_INT8.min - 0.5) * scale)).sum())
             count[name] += x.size
         progress(len(images))
     if not all(count.values()):
@@ -101,9 +103,9 @@ class _Probe:
     """A graph of a bundle in ONNX Runtime, with tensors inside it as outputs."""
 
     def __init__(self, folder: Path, manifest: Manifest, tensors: list[str]) -> None:
-        from infer.backends.onnxruntime import availability
+        from infer.backends.onnxruntime import why_unavailable
 
-        if (missing := availability()) is not None:
+        if (missing := why_unavailable()) is not None:
             raise TargetUnavailableError(f"comparing layers needs ONNX Runtime: {missing}")
         import onnxruntime
 

@@ -280,7 +280,7 @@ def test_bad_names_are_found_before_anything_is_loaded(monkeypatch, options):
 @pytest.fixture
 def machine(monkeypatch):
     """``machine(**reasons)``: what is missing for a target; the others can be built."""
-    return lambda **reasons: monkeypatch.setattr(pipeline, "unavailable", reasons.get)
+    return lambda **reasons: monkeypatch.setattr(pipeline, "why_unbuildable", reasons.get)
 
 
 def test_auto_takes_what_can_be_built(machine):

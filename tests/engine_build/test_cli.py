@@ -242,7 +242,7 @@ def test_debug_shows_the_traceback(call):
 def test_a_named_target_says_what_is_missing(call, monkeypatch):
     from engine_build import build_bundle as pipeline
 
-    monkeypatch.setattr(pipeline, "unavailable", {"tensorrt": "the Python module tensorrt is not installed"}.get)
+    monkeypatch.setattr(pipeline, "why_unbuildable", {"tensorrt": "the Python module tensorrt is not installed"}.get)
     code, _, err = call("build", "-m", "iresnet18", "-t", "tensorrt")
     assert code == 1
     assert err == "error: target tensorrt cannot be built here: the Python module tensorrt is not installed\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
 from infer import errors
+
+ROOT = Path(__file__).parents[2]
 
 
 def family():
@@ -23,7 +27,8 @@ def test_one_base():
     [
         (errors.InputError, 2), (errors.ImageError, 2), (errors.AccuracyError, 3), (errors.WeightsError, 1),
         (errors.GraphError, 1), (errors.BuildError, 1), (errors.BundleError, 1), (errors.TargetUnavailableError, 1),
-        (errors.UntrainedError, 1),
+        (errors.UntrainedError, 1), (errors.KnownAnswersError, 1), (errors.MissingDependencyError, 1),
+        (errors.DeviceError, 1), (errors.DeviceMemoryError, 1), (errors.UnsupportedError, 1),
     ],
 )  # fmt: skip
 def test_exit_codes(kind, code):
@@ -32,3 +37,15 @@ def test_exit_codes(kind, code):
 
 def test_a_bad_image_is_a_bad_input():
     assert issubclass(errors.ImageError, errors.InputError)
+
+
+def test_no_error_is_defined_elsewhere():
+    """By the names of their bases, which all end so."""
+    found = set()
+    for package in ("engine_build", "calibration", "infer"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+                if any(base.endswith(("Error", "Exception", "Warning")) for base in bases):
+                    found.add(str(path.relative_to(ROOT)))
+    assert found == {"infer/errors.py"}

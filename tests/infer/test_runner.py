@@ -340,3 +340,8 @@ def test_untrained_bundles_do_not_answer(untrained):
 def test_untrained_bundles_answer_when_told_to(untrained):
     with open_bundle(untrained, allow_untrained=True) as runner:
         assert len(runner.classify(list(pictures(3)))) == 3
+
+
+def test_repr_says_what_is_open(tiny):
+    with open_bundle(tiny, target="openvino") as runner:
+        assert repr(runner) == f"<Runner of {tiny} on openvino: {runner.backend.device}>"

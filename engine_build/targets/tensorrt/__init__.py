@@ -21,18 +21,19 @@ from engine_build.targets.onnx_nodes import mac_nodes, uses_fp8
 from engine_build.targets.tensorrt.capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
 from engine_build.targets.tensorrt.layers import assign_nodes, parse_layers
 from engine_build.targets.tensorrt.logging import make_logger, parser_errors
-from engine_build.targets.tensorrt.module import RTX, TARGETS, availability, load_module
+from engine_build.targets.tensorrt.module import RTX, TARGETS, load_module, why_unavailable
 from engine_build.targets.tensorrt.progress import Report, interruptible, make_monitor, progress_bar
-from engine_build.targets.tensorrt.request import BatchProfile, BuiltPlan, PlanRequest
+from engine_build.targets.tensorrt.request import BuiltPlan, PlanRequest
 from engine_build.targets.tensorrt.timing_cache import TimingCache
 from infer.backends.cuda.gpus import find_gpus
+from infer.bundle import BatchProfile
 from infer.errors import BuildError, InputError, TargetUnavailableError
 from infer.files import replacing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["TARGETS", "BatchProfile", "BuiltPlan", "PlanRequest", "availability", "build_plan"]
+__all__ = ["TARGETS", "BatchProfile", "BuiltPlan", "PlanRequest", "build_plan", "why_unavailable"]
 
 _ADVICE = (
     (r"workspace limit", "Give it more workspace, or none for all the memory there is"),
@@ -63,7 +64,7 @@ def build_plan(
         BuildError: TensorRT refused the graph or failed; one message with its errors and the nodes they name.
         KeyboardInterrupt: Ctrl-C, after TensorRT has stopped. No file is left.
     """
-    missing = availability(target)
+    missing = why_unavailable(target)
     if missing:
         raise TargetUnavailableError(missing)
     _check(target, request)

@@ -41,7 +41,7 @@ def load_module(target: str) -> Any:
     return trt
 
 
-def availability(target: str) -> str | None:
+def why_unavailable(target: str) -> str | None:
     """None if ``target`` can be built on this machine, else one sentence: what is missing and what to do.
 
     Raises:

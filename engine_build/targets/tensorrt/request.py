@@ -8,29 +8,10 @@ from pathlib import Path
 
 from engine_build.targets.audit import PlanAudit
 from infer.backends.cuda.gpus import Gpu
+from infer.bundle import BatchProfile
 from infer.errors import InputError
 
 _CAPABILITY = re.compile(r"(?:sm_?)?(\d+?)\.?(\d)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """The batch sizes a plan accepts, ``min`` to ``max`` images, and the one it is tuned for.
-
-    Raises:
-        InputError: unless 1 <= min <= opt <= max.
-    """
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise InputError(f"batch profile: expected 1 <= min <= opt <= max, found {self}; for example 1/8/32")
-
-    def __str__(self) -> str:
-        return f"{self.min}/{self.opt}/{self.max}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +54,9 @@ class PlanRequest:
     avg_timing_iterations: int | None = None
 
     def __post_init__(self) -> None:
+        batch = self.profile
+        if not 1 <= batch.min <= batch.opt <= batch.max:
+            raise InputError(f"batch profile: expected 1 <= min <= opt <= max, found {batch}; for example 1/8/32")
         # The builder clamps or ignores values out of range without a word.
         for label, value, low, high in (
             ("workspace", self.workspace, 1, 2**63 - 1),

@@ -25,7 +25,7 @@ def align(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Placement:
+class OutputOffsets:
     """Byte offsets of the outputs of a batch, and the bytes of all of them."""
 
     logits: int
@@ -54,10 +54,10 @@ class Layout:
         height, width, channels = self.image
         return height * width * channels
 
-    def place(self, rows: int) -> Placement:
+    def place(self, rows: int) -> OutputOffsets:
         """Where the outputs of ``rows`` images lie: the small ones first, then the logits."""
         small = align(4 * rows * self.top_k)
-        return Placement(classes=0, scores=small, logits=2 * small, total=2 * small + 4 * rows * self.num_classes)
+        return OutputOffsets(classes=0, scores=small, logits=2 * small, total=2 * small + 4 * rows * self.num_classes)
 
     def outputs(self, block: NDArray[np.uint8], rows: int) -> Outputs:
         """The outputs of ``rows`` images as views of ``block``, uint8 of ``place(rows).total`` bytes."""

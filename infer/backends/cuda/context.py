@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from infer.backends.cuda import driver
-from infer.backends.cuda.driver import DeviceError, DeviceMemoryError
-from infer.errors import InputError, TargetUnavailableError
+from infer.errors import DeviceError, DeviceMemoryError, InputError, TargetUnavailableError
 
 
 class PrimaryContext:

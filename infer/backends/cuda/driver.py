@@ -12,7 +12,7 @@ import ctypes
 import functools
 import sys
 
-from infer.errors import IResNetError, TargetUnavailableError
+from infer.errors import DeviceError, TargetUnavailableError
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -25,22 +25,6 @@ _NOT_READY = 600
 _POINTER_MEMORY_TYPE = 2
 _POINTER_DEVICE_ORDINAL = 9
 _MEMORY_TYPE_DEVICE = 2
-
-
-class DeviceError(IResNetError):
-    """A CUDA or TensorRT call failed while batches were running.
-
-    Attributes:
-        sticky: the CUDA context is broken for good: close the runner, and start a new process to use the GPU again.
-    """
-
-    def __init__(self, message: str, *, sticky: bool = False) -> None:
-        super().__init__(message)
-        self.sticky = sticky
-
-
-class DeviceMemoryError(DeviceError):
-    """Not enough device or pinned memory."""
 
 
 @functools.cache

@@ -12,10 +12,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from infer.backends.cuda.buffers import Layout, Placement, align
-from infer.backends.cuda.driver import DeviceError, DeviceMemoryError
+from infer.backends.cuda.buffers import Layout, OutputOffsets, align
 from infer.bundle.tensors import CLASSES, INPUT, LOGITS, OUTPUTS, SCORES
-from infer.errors import BundleError, IResNetError, TargetUnavailableError
+from infer.errors import BundleError, DeviceError, DeviceMemoryError, IResNetError, TargetUnavailableError
 from infer.files import write_bytes
 
 RTX = "tensorrt_rtx"
@@ -204,7 +203,7 @@ class Execution:
                     raise self._engine.error(f"TensorRT refused the address of {name!r}", DeviceError)
             self._bound = bound
 
-    def bind_block(self, rows: int, images: int, block: int, at: Placement) -> None:
+    def bind_block(self, rows: int, images: int, block: int, at: OutputOffsets) -> None:
         """:meth:`bind` with the outputs in one block."""
         self.bind(rows, images, block + at.logits, block + at.scores, block + at.classes)
 

@@ -6,7 +6,7 @@ import threading
 
 from infer.backends.cuda import driver
 from infer.backends.cuda.context import PrimaryContext
-from infer.errors import InputError
+from infer.errors import DeviceError, InputError
 
 
 class EventPool:
@@ -39,7 +39,7 @@ class EventPool:
             self._check()
             try:
                 driver.synchronize_event(handle)
-            except driver.DeviceError as error:
+            except DeviceError as error:
                 raise self._context.explain(error, "waiting for an event") from error
 
     def query(self, handle: int) -> bool:
@@ -48,7 +48,7 @@ class EventPool:
             self._check()
             try:
                 return driver.query_event(handle)
-            except driver.DeviceError as error:
+            except DeviceError as error:
                 raise self._context.explain(error, "asking for an event") from error
 
     def _check(self) -> None:

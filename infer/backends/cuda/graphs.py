@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infer.backends.cuda import driver
+from infer.errors import DeviceError
 
 if TYPE_CHECKING:
     from infer.backends.cuda.engine import Execution
@@ -38,7 +39,7 @@ class NetworkGraph:
         try:
             execution.enqueue(stream)
         except BaseException:
-            with contextlib.suppress(driver.DeviceError):  # an invalidated capture ends with an error, but it ends
+            with contextlib.suppress(DeviceError):  # an invalidated capture ends with an error, but it ends
                 driver.destroy_graph(driver.end_capture(stream))
             raise
         graph = driver.end_capture(stream)

@@ -14,13 +14,12 @@ from infer.backends.base import GpuOptions
 from infer.backends.cuda import driver
 from infer.backends.cuda.arrays import ResultPool
 from infer.backends.cuda.context import PrimaryContext
-from infer.backends.cuda.driver import DeviceMemoryError
 from infer.backends.cuda.engine import Engine
 from infer.backends.cuda.events import Event, EventPool
 from infer.backends.cuda.ring import Ring
 from infer.backends.cuda.slots import Slot
 from infer.backends.cuda.staging import Staging
-from infer.errors import InputError
+from infer.errors import DeviceMemoryError, InputError
 
 _LOG = logging.getLogger(__name__)
 

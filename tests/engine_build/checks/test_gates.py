@@ -156,7 +156,7 @@ def transpose_weights(bundle, plan):
 
 
 def test_a_plan_that_does_not_run_here_is_not_checked(source, images, monkeypatch):
-    monkeypatch.setattr("engine_build.checks.gates.availability", lambda target: "no GPU")
+    monkeypatch.setattr("engine_build.checks.gates.why_unavailable", lambda target: "no GPU")
     gates, plan = Gates(source, "int8", images), SimpleNamespace(target="tensorrt_rtx", notes=[])
     gates.plan(None, None, plan)
     assert gates.checks == [] and plan.notes == ["not checked: it does not run here (no GPU)"]

@@ -75,7 +75,7 @@ def test_slow_jpeg_decoding_is_named(monkeypatch):
 
 
 def test_no_target_is_exit_code_1(doctor, monkeypatch):
-    monkeypatch.setattr(module, "availability", lambda name: "not installed")
+    monkeypatch.setattr(module, "why_unavailable", lambda name: "not installed")
     code, out = doctor()
     assert code == 1
     assert "No target runs here" in out

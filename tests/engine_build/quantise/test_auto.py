@@ -159,7 +159,7 @@ def test_openvino_runs_the_trials_and_onnxruntime_where_it_is_missing(source, in
     monkeypatch.setattr(budget_module, "OnnxRuntimeBackend", Counted)
     found = mixed_precision(source, int8, options, AutoOptions(10.0), LABELS).auto
     assert found["engine"].startswith("openvino 20") and len(opened) == 1  # FP32 alone
-    monkeypatch.setattr(budget_module.openvino_backend, "availability", lambda: "openvino is not installed")
+    monkeypatch.setattr(budget_module.openvino_backend, "why_unavailable", lambda: "openvino is not installed")
     found = mixed_precision(source, int8, options, AutoOptions(10.0), LABELS).auto
     assert found["engine"].startswith("onnxruntime 1.") and len(opened) == 1 + 4
     assert [entry["node"] for entry in found["kept"]] == [HOSTILE]

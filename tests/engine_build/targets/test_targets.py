@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from engine_build import targets
-from engine_build.targets import BUILDABLE, BuildSettings, build_target, unavailable
+from engine_build.targets import BUILDABLE, BuildSettings, build_target, why_unbuildable
 from engine_build.targets import openvino as openvino_target
 from infer.bundle import BatchProfile
 from infer.errors import BuildError, InputError
@@ -33,9 +33,9 @@ def test_the_targets_of_the_design():
 def test_a_missing_library_is_named(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "openvino" else found(name, *a))
-    assert unavailable("openvino") == "openvino is not installed; pip install openvino"
+    assert why_unbuildable("openvino") == "openvino is not installed; pip install openvino"
     monkeypatch.undo()
-    assert unavailable("openvino") is None
+    assert why_unbuildable("openvino") is None
 
 
 def test_build_target_goes_to_the_right_one(monkeypatch, tmp_path):

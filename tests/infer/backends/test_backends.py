@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 
 from infer import backends
-from infer.backends import REFERENCE, TARGETS, availability, open_backend
+from infer.backends import REFERENCE, TARGETS, open_backend, why_unavailable
 from infer.bundle import Plan, read_manifest
+from infer.checks.self_test import SelfTest
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
 
@@ -32,7 +33,7 @@ def machine(monkeypatch):
                 raise TargetUnavailableError(f"{target} broke")
             return target
 
-        monkeypatch.setattr(backends, "availability", lambda target, _device: reasons.get(target))
+        monkeypatch.setattr(backends, "why_unavailable", lambda target, _device: reasons.get(target))
         monkeypatch.setattr(backends, "_open", open_one)
 
     return set_up
@@ -40,23 +41,23 @@ def machine(monkeypatch):
 
 def test_the_fastest_first(machine, tiny, manifest):
     machine()
-    assert open_backend(tiny, manifest) == "tensorrt"
+    assert open_backend(tiny, manifest, SelfTest(tiny, manifest)) == "tensorrt"
     machine(tensorrt="no GPU")
-    assert open_backend(tiny, manifest) == "tensorrt_rtx"
+    assert open_backend(tiny, manifest, SelfTest(tiny, manifest)) == "tensorrt_rtx"
     machine(tensorrt="no GPU", tensorrt_rtx="no GPU")
-    assert open_backend(tiny, manifest) == "openvino"
+    assert open_backend(tiny, manifest, SelfTest(tiny, manifest)) == "openvino"
 
 
 def test_a_target_that_breaks_when_opened_is_passed_over(machine, tiny, manifest):
     machine(refuse=["tensorrt"], tensorrt_rtx="no GPU")
-    assert open_backend(tiny, manifest) == "openvino"
+    assert open_backend(tiny, manifest, SelfTest(tiny, manifest)) == "openvino"
 
 
 def test_none_runs_and_each_says_why(machine, tiny, manifest):
     manifest.plans.append(Plan(target="tpu", files=[], version="1"))
     machine(refuse=["openvino"], tensorrt="no GPU", tensorrt_rtx="not installed")
     with pytest.raises(TargetUnavailableError) as caught:
-        open_backend(tiny, manifest)
+        open_backend(tiny, manifest, SelfTest(tiny, manifest))
     assert str(caught.value) == (
         f"no plan of {tiny} runs here (tensorrt: no GPU; tensorrt_rtx: not installed; openvino: openvino broke; "
         "tpu: unknown to this version)"
@@ -66,8 +67,8 @@ def test_none_runs_and_each_says_why(machine, tiny, manifest):
 def test_a_named_target_is_the_only_one_tried(machine, tiny, manifest):
     machine(tensorrt="no NVIDIA driver")
     with pytest.raises(TargetUnavailableError, match="tensorrt cannot run here: no NVIDIA driver"):
-        open_backend(tiny, manifest, "tensorrt")
-    assert open_backend(tiny, manifest, "openvino") == "openvino"
+        open_backend(tiny, manifest, SelfTest(tiny, manifest), "tensorrt")
+    assert open_backend(tiny, manifest, SelfTest(tiny, manifest), "openvino") == "openvino"
 
 
 def test_a_damaged_plan_is_not_passed_over(machine, tiny, manifest, monkeypatch):
@@ -78,7 +79,7 @@ def test_a_damaged_plan_is_not_passed_over(machine, tiny, manifest, monkeypatch)
 
     monkeypatch.setattr(backends, "_open", damaged)
     with pytest.raises(BundleError, match="expected sha256"):
-        open_backend(tiny, manifest)
+        open_backend(tiny, manifest, SelfTest(tiny, manifest))
 
 
 @pytest.mark.parametrize("precision", ["int8", "auto"])
@@ -86,20 +87,20 @@ def test_int8_weights_for_tensorrt_alone_are_refused_on_the_cpu(tiny, precision)
     manifest = read_manifest(tiny)
     manifest.precision, manifest.pair_safe = precision, False
     with pytest.raises(BundleError, match="for TensorRT alone and overflow on CPUs without VNNI"):
-        open_backend(tiny, manifest, "openvino")
+        open_backend(tiny, manifest, SelfTest(tiny, manifest), "openvino")
 
 
 def test_a_target_that_was_not_built(tiny):
     manifest = read_manifest(tiny)
     manifest.plans = []
     with pytest.raises(BundleError, match="has no plan for openvino; it has: none"):
-        open_backend(tiny, manifest, "openvino")
+        open_backend(tiny, manifest, SelfTest(tiny, manifest), "openvino")
 
 
 def test_threads_arrive(tiny):
     manifest = read_manifest(tiny)
     for target in ("openvino", "onnxruntime"):
-        open_backend(tiny, manifest, target, threads=1).close()
+        open_backend(tiny, manifest, SelfTest(tiny, manifest), target, threads=1).close()
     with open_backend_closing(tiny, manifest) as backend:
         assert "1 threads" in backend.device
 
@@ -107,26 +108,26 @@ def test_threads_arrive(tiny):
 def open_backend_closing(tiny, manifest):
     from contextlib import closing
 
-    return closing(open_backend(tiny, manifest, "openvino", threads=1))
+    return closing(open_backend(tiny, manifest, SelfTest(tiny, manifest), "openvino", threads=1))
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_missing_libraries_are_named(monkeypatch, target):
-    assert availability(target) is None
+    assert why_unavailable(target) is None
     found = importlib.util.find_spec
     hide = lambda name, *rest: None if name == target else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hide)
     monkeypatch.setattr("infer.backends.onnxruntime.find_spec", hide)
-    assert availability(target) == f"{target} is not installed; pip install {target}"
+    assert why_unavailable(target) == f"{target} is not installed; pip install {target}"
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_answers_in_one_sentence(target):
-    missing = availability(target)
+    missing = why_unavailable(target)
     assert missing is None or (missing and "\n" not in missing)
 
 
 def test_unknown_target():
     assert REFERENCE == "onnxruntime"
     with pytest.raises(InputError, match="unknown target 'cuda'; known: tensorrt, tensorrt_rtx, openvino, onnxruntime"):
-        availability("cuda")
+        why_unavailable("cuda")

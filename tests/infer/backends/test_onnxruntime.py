@@ -9,6 +9,7 @@ from small_models import SPEC, classifier, pictures
 from infer.backends import onnxruntime, open_backend
 from infer.backends.onnxruntime import OnnxRuntimeBackend
 from infer.bundle import read_manifest
+from infer.checks.self_test import SelfTest
 from infer.errors import TargetUnavailableError
 
 
@@ -44,7 +45,7 @@ def test_quantised_graphs_are_computed_as_they_are_written(tiny, own, monkeypatc
     for precision in ("fp32", "int8", "auto", "fp8"):
         manifest = read_manifest(folder)
         manifest.precision = precision
-        open_backend(folder, manifest, "onnxruntime").close()
+        open_backend(folder, manifest, SelfTest(folder, manifest), "onnxruntime").close()
     off, on = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     assert levels == [on, off, off, off]
 

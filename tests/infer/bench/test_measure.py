@@ -59,6 +59,7 @@ class Pipeline:
     """A device that takes ``period`` seconds a batch, one after the other, after ``enqueue`` of the host's time."""
 
     target, device, max_batch, in_flight = "tensorrt", "GPU 0 (NVIDIA L4, 3 streams)", 32, 3
+    on_device = None
 
     def __init__(self, world, period=0.01, enqueue=0.0, first=0.0):
         self.world, self.period, self.enqueue, self.first = world, period, enqueue, first
@@ -79,6 +80,10 @@ class Staged(Pipeline):
     """Also times its stages."""
 
     stages, profiled = SimpleNamespace(h2d=1.0, compute=5.0, d2h=0.5, enqueue=0.2), 0
+
+    @property
+    def on_device(self):
+        return self
 
     def profile(self, batch):
         self.profiled += 1

@@ -328,7 +328,7 @@ def test_the_graph_is_blamed_when_it_is_at_fault(bundle, monkeypatch):
 
 @pytest.mark.usefixtures("wrong")
 def test_nobody_is_blamed_without_onnx_runtime(bundle, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "availability", lambda: "onnxruntime is not installed")
+    monkeypatch.setattr(onnxruntime, "why_unavailable", lambda: "onnxruntime is not installed")
     with pytest.raises(
         KnownAnswersError, match=r"could not be run here to be sure of it \(onnxruntime is not installed"
     ):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from infer.backends.base import Outputs
 from infer.bundle.preprocessing import Preprocessing
-from infer.classify.job import Shard, Tally, run_job, skip_kept
+from infer.classify.job import JobCounts, Shard, run_job, skip_kept
 from infer.classify.meter import Meter
 from infer.classify.sinks.rows import Kept
 from infer.errors import ImageError, InputError, IResNetError
@@ -71,7 +71,7 @@ class Sink:
 def job():
     def run(numbers, sink=None, backend=None, records=record, **options):
         state = SimpleNamespace(
-            sink=sink or Sink(), backend=backend or Echo(), meter=Meter(), tally=Tally(), failed=[], changes=0
+            sink=sink or Sink(), backend=backend or Echo(), meter=Meter(), tally=JobCounts(), failed=[], changes=0
         )
         labels = [str(i) for i in range(256)]
         runner = SimpleNamespace(
@@ -174,7 +174,7 @@ def test_kept_rows_are_passed_over_unread():
         return Record(f"{number}.png", Path(), "", partial(pytest.fail, "read"))
 
     records = map(unread, range(9))
-    tally = Tally()
+    tally = JobCounts()
     assert skip_kept(records, [Kept(f"{i}.png", i == 2) for i in range(5)], tally) == 5
     assert next(records).name == "5.png"
     assert (tally.good, tally.failed) == (4, 1)

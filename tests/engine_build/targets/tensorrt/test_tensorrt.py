@@ -14,7 +14,7 @@ from trt_graphs import MACS, TinyClassifier, save_nodes
 from trt_posing import PlayedDriver, PosingModule
 
 from engine_build.targets.audit import PlanAudit, require_int8
-from engine_build.targets.tensorrt import BatchProfile, PlanRequest, availability, build_plan
+from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan, why_unavailable
 from engine_build.targets.tensorrt import logging as trt_logging
 from engine_build.targets.tensorrt import module as trt_module
 from engine_build.targets.tensorrt.request import parse_capability
@@ -117,10 +117,10 @@ def test_real_network_has_a_kernel_for_each_of_its_54_products(tmp_path):
 # --- requests and failures -------------------------------------------------------------------------------------------
 
 
-def test_batch_profile_is_checked():
+def test_batch_profile_is_checked(tmp_path):
     for sizes in [(0, 1, 1), (2, 1, 4), (1, 8, 4)]:
         with pytest.raises(InputError, match="1 <= min <= opt <= max"):
-            BatchProfile(*sizes)
+            PlanRequest(tmp_path / "g.onnx", tmp_path / "g.plan", BatchProfile(*sizes))
 
 
 @pytest.mark.parametrize(
@@ -425,31 +425,31 @@ def test_timing_cache_that_cannot_be_read_or_written_costs_no_plan(full, graphs,
         assert problem in built.notes[0]
 
 
-# --- availability ----------------------------------------------------------------------------------------------------
+# --- what is missing --------------------------------------------------------------------------------------------------
 
 
 def test_rtx_is_available_without_a_gpu(monkeypatch):
     use_driver(monkeypatch, None)
-    assert availability(RTX) is None
+    assert why_unavailable(RTX) is None
 
 
 def test_full_tensorrt_needs_a_gpu(full, monkeypatch, graphs, tmp_path):
-    assert availability("tensorrt") is None
+    assert why_unavailable("tensorrt") is None
     for driver, reason in [
         (None, "driver is not installed"),
         (PlayedDriver([], init=100), "cuInit returned error 100"),
         (PlayedDriver([]), "finds no GPU"),
     ]:
         use_driver(monkeypatch, driver)
-        assert reason in availability("tensorrt")
-        assert "tensorrt_rtx builds without one" in availability("tensorrt")
+        assert reason in why_unavailable("tensorrt")
+        assert "tensorrt_rtx builds without one" in why_unavailable("tensorrt")
     with pytest.raises(TargetUnavailableError, match="finds no GPU"):
         build(graphs["fp32"], tmp_path, target="tensorrt")
 
 
 def test_old_tensorrt_is_refused(full):
     full.__version__ = "8.6.1"
-    assert availability("tensorrt") == (
+    assert why_unavailable("tensorrt") == (
         "tensorrt: expected version 10 or newer, found 8.6.1: pip install tensorrt --upgrade"
     )
 
@@ -462,9 +462,9 @@ def test_missing_and_broken_modules(monkeypatch):
         raise OSError("libnvinfer.so.11: cannot open shared object file")
 
     monkeypatch.setattr(trt_module.importlib, "import_module", missing)
-    assert availability("tensorrt") == "the Python module tensorrt is not installed: pip install tensorrt"
+    assert why_unavailable("tensorrt") == "the Python module tensorrt is not installed: pip install tensorrt"
     monkeypatch.setattr(trt_module.importlib, "import_module", broken)
-    assert "does not load (libnvinfer.so.11: cannot open" in availability("tensorrt")
+    assert "does not load (libnvinfer.so.11: cannot open" in why_unavailable("tensorrt")
 
 
 def test_gpus_are_described(monkeypatch):

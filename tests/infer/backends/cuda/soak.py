@@ -33,7 +33,7 @@ def soak(stack: Any, *, batches: int, threads: int, seed: int) -> tuple[int, int
     Raises:
         AssertionError: a wrong answer, a hanging thread, a batch that got lost, or something left on the device.
     """
-    from infer.backends.cuda.driver import DeviceError
+    from infer.errors import DeviceError
 
     good, bad, wrong = [0] * threads, [0] * threads, []
     emulator, before = stack.emulator, stack.emulator.live()

@@ -10,38 +10,38 @@ from typing import Any
 
 import pytest
 
-from infer.backends.tensorrt import availability
+from infer.backends.tensorrt import why_unavailable
 from infer.errors import InputError, TargetUnavailableError
 
 ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_everything_is_there(stack: Any) -> None:
-    assert availability(stack.target) is None
+    assert why_unavailable(stack.target) is None
 
 
 def test_no_device(stack: Any) -> None:
-    assert "device 1" in (availability(stack.target, 1) or "")
+    assert "device 1" in (why_unavailable(stack.target, 1) or "")
     stack.emulator.devices(0)
     stack.emulator.enable(False)
-    assert "no usable GPU" in (availability(stack.target) or "")
+    assert "no usable GPU" in (why_unavailable(stack.target) or "")
     with pytest.raises(TargetUnavailableError, match="no usable GPU"):
         stack.open()
 
 
 def test_no_module(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, stack.target, None)
-    assert availability(stack.target) == (
+    assert why_unavailable(stack.target) == (
         f"the Python module {stack.target} is not installed: pip install "
         + ("tensorrt" if stack.target == "tensorrt" else "tensorrt-rtx-cu13")
     )
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    assert "pip install pycuda" in (availability(stack.target) or "")
+    assert "pip install pycuda" in (why_unavailable(stack.target) or "")
 
 
 def test_unknown_target() -> None:
     with pytest.raises(InputError, match="tensorrt_rtx"):
-        availability("cuda")
+        why_unavailable("cuda")
 
 
 def run(code: str, *, emulator: bool = True) -> subprocess.CompletedProcess[str]:
@@ -114,8 +114,8 @@ def test_without_a_driver_nothing_is_loaded() -> None:
         try:
             ctypes.CDLL("libcuda.so.1")
         except OSError:
-            from infer.backends.tensorrt import availability
-            print(availability("tensorrt_rtx"))
+            from infer.backends.tensorrt import why_unavailable
+            print(why_unavailable("tensorrt_rtx"))
             print([name for name in ("pycuda", "tensorrt_rtx", "tensorrt", "torch", "onnx") if name in sys.modules])
         else:
             print("driver")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infer.bench.measure import Options, TimesStages, measure, warnings_of
+from infer.bench.measure import Options, measure, warnings_of
 
 OPTIONS = Options(batches=[8], in_flight=[1, 3], duration=0.5, warm_up=0.1)
 
@@ -12,7 +12,7 @@ OPTIONS = Options(batches=[8], in_flight=[1, 3], duration=0.5, warm_up=0.1)
 def points(stack: Any, h2d: float, compute: float, d2h: float) -> dict[int, Any]:
     """The measured points by batches in flight."""
     with stack.open() as backend:
-        assert isinstance(backend, TimesStages)
+        assert backend.on_device is backend
         stack.emulator.delays(h2d, compute, d2h)
         found = measure(backend, tuple(stack.plan.image), OPTIONS)
         stack.emulator.delays(0, 0, 0)

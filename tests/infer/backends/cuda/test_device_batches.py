@@ -22,9 +22,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from infer.backends.base import GpuOptions
-from infer.backends.cuda.driver import DeviceError
 from infer.cli import app
-from infer.errors import ImageError, InputError, TargetUnavailableError
+from infer.errors import DeviceError, ImageError, InputError, TargetUnavailableError
 from infer.images.jpeg import load_input
 from infer.pipeline import device as device_batches
 from infer.pipeline.dali import Decoder, plan_file

@@ -12,8 +12,7 @@ from cuda_emulator.emulator import COMPUTE, D2H, ENGINE_COMPUTE, H2D
 from numpy.typing import NDArray
 
 from infer.backends.cuda import dlpack
-from infer.backends.cuda.driver import DeviceError
-from infer.errors import InputError
+from infer.errors import DeviceError, InputError
 
 
 class Device:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from cuda_emulator.emulator import COMPUTE, D2H, ENGINE_COMPUTE, H2D, ILLEGAL_ADDRESS, KERNEL, LAUNCH_FAILED, Access
 
+from infer.errors import DeviceError
+
 NON_BLOCKING = 1
 
 
@@ -479,8 +481,8 @@ def test_what_capture_forbids_invalidates_it(cuda: Any) -> None:
         driver.begin_capture(stream.handle)
         with pytest.raises(cuda.LogicError, match="when stream is capturing"):
             call()
-        with pytest.raises(driver.DeviceError, match="previous error during capture"):
+        with pytest.raises(DeviceError, match="previous error during capture"):
             driver.end_capture(stream.handle)
-    with pytest.raises(driver.DeviceError, match="not initiated in this stream"):
+    with pytest.raises(DeviceError, match="not initiated in this stream"):
         driver.end_capture(stream.handle)
     cuda.mem_alloc(8).free()

@@ -11,8 +11,7 @@ import pytest
 from cuda_emulator.emulator import ILLEGAL_ADDRESS, LAUNCH_FAILED
 from soak import PLAIN, soak
 
-from infer.backends.cuda.driver import DeviceError
-from infer.errors import IResNetError
+from infer.errors import DeviceError, IResNetError
 
 
 @pytest.mark.parametrize("function", PLAIN)

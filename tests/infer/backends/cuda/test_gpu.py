@@ -32,7 +32,7 @@ def test_on_the_emulator(key: str) -> None:
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt_rtx"])
 def test_on_a_gpu(target: str) -> None:
     # Asked in another process: in this one the emulator may stand in the place of the driver.
-    code = f"from infer.backends.tensorrt import availability; print(availability({target!r}) or '')"
+    code = f"from infer.backends.tensorrt import why_unavailable; print(why_unavailable({target!r}) or '')"
     root = SCRIPT.parents[4]
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     if missing := asked.stdout.strip():

@@ -11,9 +11,8 @@ import pytest
 from cuda_emulator.emulator import COMPUTE, NOT_SUPPORTED, OUT_OF_MEMORY
 from trt_stand_in.runtime import Counters
 
-from infer.backends.cuda.driver import DeviceError, DeviceMemoryError
 from infer.backends.cuda.session import _ladder
-from infer.errors import InputError
+from infer.errors import DeviceError, DeviceMemoryError, InputError
 
 
 def networks(stack: Any, backend: Any, sizes: tuple[int, ...]) -> list[bool]:
