@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -70,7 +70,7 @@ def main() -> None:
         max_steps=0,
     )  # fmt: skip
     model = train(create_model(args.model, num_classes=10, width=0.25), recipe)
-    spec = replace(FASHION, resize=SIZE, crop=SIZE)
+    spec = msgspec.structs.replace(FASHION, resize=SIZE, crop=SIZE)
     graph, reference = export_torch(model, spec)
     prepare(graph, spec, 10, reference)
     index = Index(graph)

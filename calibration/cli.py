@@ -36,7 +36,6 @@ def run(
     from calibration.from_images import calibrate
     from calibration.request import Request
     from infer.bundle import GRAPH, check_files, read_manifest
-    from infer.bundle.preprocessing import Preprocessing
     from infer.terminal import progress
 
     manifest = read_manifest(bundle)
@@ -44,10 +43,9 @@ def run(
         raise InputError(f"{bundle} is {manifest.precision}; calibration needs the float graph of an fp32 bundle")
     check_files(bundle, [manifest.graph])
     request = Request(tuple(data), limit, method, {} if percentile is None else {"percentile": percentile}, seed)
-    spec = Preprocessing.from_json(manifest.preprocessing)
     with progress("calibrate", limit) as advance:
         result = calibrate(
-            onnx.load(bundle / GRAPH), spec, request, tool=manifest.tool,
+            onnx.load(bundle / GRAPH), manifest.preprocessing, request, tool=manifest.tool,
             network_revision=manifest.model.network_revision, progress=lambda done: advance(1),
         )  # fmt: skip
     for line in (*result.failures, *result.statistics.warnings):

@@ -128,7 +128,7 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         manifest = Manifest(
             format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
             graph=file_entry(work, GRAPH), inputs=_tensors(graph.graph.input), outputs=_tensors(graph.graph.output),
-            batch=options.settings.batch, preprocessing=source.spec.to_json(), labels=file_entry(work, LABELS),
+            batch=options.settings.batch, preprocessing=source.spec, labels=file_entry(work, LABELS),
             plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=float32, known_answers=answers,
             notes=[*notes, *left_out, *warnings(answers)],
             calibration=quantised.record() if quantised else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import msgspec
 import typer
 
 from calibration.choices import Method, Residual
@@ -14,7 +15,7 @@ from engine_build.network.zoo import MODELS
 from infer.bundle import BatchProfile
 from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.choices import Interpolation, Precision, Target
-from infer.errors import BundleError, InputError
+from infer.errors import InputError
 
 _WEIGHTS, _PIXELS, _INT8, _AUTO, _TENSORRT = (
     "Weights", "Pre-processing of your own graph", "int8, fp8 and auto: calibration", "auto: the budget",
@@ -253,7 +254,9 @@ def preprocessing_of(
     if not changes:
         return None
     base = IMAGENET if onnx is not None or model not in MODELS else MODELS[model].preprocessing
-    try:
-        return Preprocessing.from_json({**base.to_json(), **changes})
-    except BundleError as error:  # the same checks as for a manifest, but here the options are wrong
-        raise InputError(str(error).removeprefix("preprocessing.")) from None
+    for name, value in changes.items():
+        try:
+            base = msgspec.convert({**base.to_json(), name: value}, Preprocessing)
+        except msgspec.ValidationError as error:  # the checks of a manifest, at an option
+            raise InputError(f"--{name} {value}: {error}") from None
+    return base

@@ -64,7 +64,7 @@ class Runner:
         test: SelfTest | None = None,
     ) -> None:
         self.folder, self.manifest, self.labels, self.backend = folder, manifest, labels, backend
-        self.preprocessing = Preprocessing.from_json(manifest.preprocessing)
+        self.preprocessing: Preprocessing = manifest.preprocessing
         self._allow_untrained = allow_untrained
         self.self_test = test
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from specs import sized
 
 from engine_build.network.zoo import MODELS, Model
-from infer.bundle.preprocessing import Preprocessing
 
 SIDE, CLASSES = 32, 10
-SPEC = Preprocessing(resize=SIDE, crop=SIDE)
+SPEC = sized(resize=SIDE, crop=SIDE)
 
 
 def narrow(name: str, width: float = 1 / 16, num_classes: int = CLASSES) -> Model:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.onnx_index import Index, attribute
 from engine_build.graph.reference import Logits, normalise
 from engine_build.precision.casts import value_types
-from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.bundle.tensors import LOGITS
 from infer.errors import GraphError
 
@@ -56,9 +56,7 @@ def as_written(model: onnx.ModelProto, spec: Preprocessing | None = None) -> Log
         parts = []
         for at in range(0, len(images), _BATCH):
             batch = images[at : at + _BATCH]
-            parts.append(
-                session.run([output], {source.name: batch if raw else normalise(batch, spec or Preprocessing())})
-            )
+            parts.append(session.run([output], {source.name: batch if raw else normalise(batch, spec or IMAGENET)}))
         return np.concatenate([logits for (logits,) in parts])
 
     return run

@@ -58,7 +58,7 @@ def _group_fix(depths: tuple[int, int, int, int]) -> Architecture:
 
 _D50, _D101, _D152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
-FASHION = Preprocessing(resize=64, crop=64, mean=(0.2860,) * 3, std=(0.3530,) * 3)
+FASHION = Preprocessing(64, 64, mean=(0.2860,) * 3, std=(0.3530,) * 3, interpolation="bilinear")
 
 _MODELS = (
     Model("iresnet18", Architecture("basic", (2, 2, 2, 2))),

@@ -14,7 +14,7 @@ import onnx
 
 from engine_build.network.zoo import PUBLISHED, Model, find_model
 from infer.bundle import NETWORK_REVISION, ModelInfo
-from infer.bundle.preprocessing import Preprocessing
+from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SourceOptions:
         """The pre-processing that applies."""
         if self.preprocessing is not None:
             return self.preprocessing
-        return find_model(self.model).preprocessing if self.onnx is None else Preprocessing()
+        return find_model(self.model).preprocessing if self.onnx is None else IMAGENET
 
 
 @dataclass

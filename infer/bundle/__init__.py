@@ -148,7 +148,7 @@ class Manifest(_Record):
     inputs: list[Tensor]
     outputs: list[Tensor]
     batch: BatchProfile
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     labels: FileEntry
     plans: list[Plan]
     wnids: list[str] | None = None
@@ -198,8 +198,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: expected manifest format {FORMAT}, found {version!r}; {_other_format(version)}")
     try:
         manifest = msgspec.convert(raw, Manifest)
-        Preprocessing.from_json(manifest.preprocessing)
-    except (msgspec.ValidationError, BundleError) as error:
+    except msgspec.ValidationError as error:
         raise BundleError(f"{path}: {error}; build the bundle again") from error
     if (revision := manifest.model.network_revision) not in (None, NETWORK_REVISION):
         raise BundleError(

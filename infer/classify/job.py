@@ -98,7 +98,7 @@ def identity(
     decoder = [*([f"dali {dali}"] if dali else []), decoder_name(), *(["fast"] if fast else [])]
     manifest = runner.manifest
     plans = [entry.sha256 for plan in manifest.plans if plan.target == runner.target for entry in plan.files]
-    bundle = [manifest.graph.sha256, manifest.labels.sha256, manifest.preprocessing, plans]
+    bundle = [manifest.graph.sha256, manifest.labels.sha256, manifest.preprocessing.to_json(), plans]
     return {
         "bundle": hashlib.sha256(json.dumps(bundle, sort_keys=True).encode()).hexdigest(),
         "target": runner.target, "device": runner.backend.device, "batch": runner.backend.max_batch,

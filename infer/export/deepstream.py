@@ -83,7 +83,7 @@ def centre(manifest: Manifest, width: int, height: int) -> Centre:
     Raises:
         InputError: the model pads its pictures, or the frame is too small.
     """
-    resize, crop = manifest.preprocessing["resize"], manifest.preprocessing["crop"]
+    resize, crop = manifest.preprocessing.resize, manifest.preprocessing.crop
     if crop > resize:
         raise InputError(
             f"the model pads pictures from {resize} to {crop} pixels, which DeepStream cannot; resize before"
@@ -244,8 +244,8 @@ def _readme(manifest: Manifest, region: Centre, options: DeepStreamOptions) -> s
 {untrained}
 First build the library, in a DeepStream 8.0 container or later: make
 
-The network was trained on pictures whose short side is {spec["resize"]} and of which it sees the centre
-{spec["crop"]} x {spec["crop"]}. In frames of {options.width} x {options.height} pixels that is the square {crop}
+The network was trained on pictures whose short side is {spec.resize} and of which it sees the centre
+{spec.crop} x {spec.crop}. In frames of {options.width} x {options.height} pixels that is the square {crop}
 (left:top:width:height). Feeding whole frames, squeezed into a square, costs accuracy. DeepStream's scaler is another
 than the one of training in any case: measure the accuracy of the pipeline.
 

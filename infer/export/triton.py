@@ -133,7 +133,7 @@ def config(manifest: Manifest, name: str, target: str, plan: Plan | None, option
     kind = "KIND_GPU" if target == "tensorrt" else "KIND_CPU" if target == "openvino" else "KIND_AUTO"
     backend = {"tensorrt": 'platform: "tensorrt_plan"', "openvino": 'backend: "openvino"'}
     parameters = {
-        "preprocessing": json.dumps(manifest.preprocessing),
+        "preprocessing": json.dumps(manifest.preprocessing.to_json()),
         "precision": manifest.precision,
         "trained": str(manifest.model.trained).lower(),
         "weights_sha256": manifest.model.weights_sha256,
@@ -170,11 +170,11 @@ def config(manifest: Manifest, name: str, target: str, plan: Plan | None, option
 
 
 def _remarks(manifest: Manifest, target: str, plan: Plan | None) -> list[str]:
-    spec, crop = manifest.preprocessing, manifest.preprocessing["crop"]
+    spec, crop = manifest.preprocessing, manifest.preprocessing.crop
     untrained = "" if manifest.model.trained else ", UNTRAINED: random weights"
     lines = [
         f"{manifest.model.name}, {manifest.precision}{untrained}",
-        f"Clients send uint8 RGB: short side to {spec['resize']} ({spec['interpolation']}, antialiased), then the",
+        f"Clients send uint8 RGB: short side to {spec.resize} ({spec.interpolation}, antialiased), then the",
         f"centre {crop} x {crop}; see the parameter preprocessing.",
     ]
     if target == "tensorrt" and plan is not None:

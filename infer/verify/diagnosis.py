@@ -181,7 +181,7 @@ def _what_to_check(spec: Preprocessing) -> str:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _points(value: float) -> str:

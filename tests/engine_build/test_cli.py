@@ -17,6 +17,7 @@ from engine_build.cli import app
 from engine_build.cli_options import batch_profile, parse_targets
 from engine_build.network import zoo
 from infer.bundle import read_manifest
+from infer.bundle.preprocessing import Preprocessing
 from infer.errors import GraphError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -138,9 +139,7 @@ def test_preprocessing_options_arrive(call, tiny_build, tmp_path):
     )  # fmt: skip
     manifest = read_manifest(tmp_path / "x")
     assert code == 0
-    assert manifest.preprocessing == {
-        "resize": 32, "crop": 32, "mean": [0.5, 0.4, 0.3], "std": [1, 2, 3], "interpolation": "bicubic",
-    }  # fmt: skip
+    assert manifest.preprocessing == Preprocessing(32, 32, (0.5, 0.4, 0.3), (1, 2, 3), "bicubic")
     assert (manifest.batch.min, manifest.batch.opt, manifest.batch.max) == (2, 4, 8)
 
 
@@ -177,10 +176,10 @@ BAD = {
     "hardware": (["-m", "iresnet18", "--hardware-compatible", "-t", "tensorrt_rtx"], 2, "expected the target tensorrt"),
     "no width": (["-m", "iresnet18", "--width", "nan", "--offline"], 2, "width: expected a number above 0"),
     "seed": (["-m", "iresnet18", "--seed", "-1", "--offline"], 2, "seed: expected a whole number from 0"),
-    "mean of two": (["-m", "iresnet18", "--mean", "1,2"], 2, "mean: expected three finite numbers (R, G, B)"),
+    "mean of two": (["-m", "iresnet18", "--mean", "1,2"], 2, "--mean [1.0, 2.0]: Expected `array` of length 3, got 2"),
     "mean of words": (["-m", "iresnet18", "--mean", "a,b,c"], 2, "mean: expected three numbers such as"),
-    "std 0": (["-m", "iresnet18", "--std", "0,1,1"], 2, "std: expected three finite positive numbers"),
-    "crop": (["-m", "iresnet18", "--crop", "0"], 2, "crop: expected a whole number from 1"),
+    "std 0": (["-m", "iresnet18", "--std", "0,1,1"], 2, "--std [0.0, 1.0, 1.0]: Expected `float` > 0.0"),
+    "crop": (["-m", "iresnet18", "--crop", "0"], 2, "--crop 0: Expected `int` >= 1"),
     "width": (["-m", "iresnet18", "--width", "0.3", "--offline"], 2, "width 0.3 gives 19.2 channels"),
     "classes": (["-m", "iresnet18", "--num-classes", "0", "--offline"], 2, "classes: expected at least 2, found 0"),
     "weights": (["-m", "iresnet18", "--weights", "none.pth"], 1, "no checkpoint at none.pth"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -156,8 +157,8 @@ def _facts(result: Verification) -> str:
         "Target": record["target"] + (f" {plan.version}" if plan else "") + f", {record['device']}",
         "Reference": record["reference"] or "none",
         "Data": f"{record['data']}: {record['images']:,} images",
-        "Pre-processing": f"short side to {spec['resize']}, {spec['interpolation']}, antialiased; centre crop "
-        f"{spec['crop']}; RGB; mean {_triple(spec['mean'])}; std {_triple(spec['std'])}",
+        "Pre-processing": f"short side to {spec.resize}, {spec.interpolation}, antialiased; centre crop "
+        f"{spec.crop}; RGB; mean {_triple(spec.mean)}; std {_triple(spec.std)}",
         "Calibration error": "expected calibration error, 15 bins of equal width (Guo et al. 2017)",
     }
     if model.top1 is not None:
@@ -167,7 +168,7 @@ def _facts(result: Verification) -> str:
     return f'<dl class="facts">{rows}</dl>'
 
 
-def _triple(values: list[float]) -> str:
+def _triple(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 

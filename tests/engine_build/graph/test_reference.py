@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import torch
 from small_models import SPEC, classifier, pictures
+from specs import sized
 
 from engine_build.graph.reference import graph_logits, normalise, torch_logits
-from infer.bundle.preprocessing import Preprocessing
 
 
 def test_normalise():
-    spec = Preprocessing(crop=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    spec = sized(crop=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     image = np.zeros((1, 2, 2, 3), np.uint8)
     image[0, 1, 0] = (255, 51, 102)
     found = normalise(image, spec)

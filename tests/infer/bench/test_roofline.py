@@ -8,6 +8,7 @@ import pytest
 
 from infer.bench.roofline import Work, ceiling, find_gpus, gpu_of, known_gpus, work_of
 from infer.bundle import FORMAT, BatchProfile, FileEntry, Manifest, ModelInfo, Plan, Tensor
+from infer.bundle.preprocessing import IMAGENET
 from infer.errors import BundleError, InputError
 
 KEYS = [gpu.key for gpu in known_gpus()]
@@ -16,7 +17,8 @@ NO_FILE = FileEntry(file="f", sha256="0", size=0)
 
 def manifest(plans, gmac=None, precision="fp16"):
     return Manifest(
-        format=FORMAT, created="now", tool="t", precision=precision, graph=NO_FILE, labels=NO_FILE, preprocessing={},
+        format=FORMAT, created="now", tool="t", precision=precision, graph=NO_FILE, labels=NO_FILE,
+        preprocessing=IMAGENET,
         model=ModelInfo(name="m", num_classes=10, weights="w", weights_sha256="0", trained=True), batch=BatchProfile(),
         inputs=[Tensor(name="images", dtype="uint8", shape=[-1, 224, 224, 3])], outputs=[], plans=plans, gmac=gmac,
     )  # fmt: skip

@@ -134,8 +134,8 @@ DAMAGE = {
     "no hash": (
         lambda b: edit(b, put("graph", "sha256", to=None)), r"missing required field `sha256` - at `\$.graph`",
     ),
-    "preprocessing": (lambda b: edit(b, put("preprocessing", "crop", to=0)), r"preprocessing.crop: expected a whole"),
-    "no preprocessing": (lambda b: edit(b, put("preprocessing", "mean", to=None)), r"preprocessing.mean: missing"),
+    "preprocessing": (lambda b: edit(b, put("preprocessing", "crop", to=0)), r">= 1 - at `\$.preprocessing.crop`"),
+    "no preprocessing": (lambda b: edit(b, put("preprocessing", "mean", to=None)), r"required field `mean`"),
     "out of the folder": (
         lambda b: edit(b, put("plans", 0, "files", 0, "file", to="../secret.xml")),
         r"'../secret.xml' points out of the bundle",

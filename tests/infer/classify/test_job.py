@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from specs import sized
 
 from infer.backends.base import Outputs
-from infer.bundle.preprocessing import Preprocessing
 from infer.classify.job import JobCounts, Shard, run_job, skip_kept
 from infer.classify.meter import Meter
 from infer.classify.sinks.rows import Kept
@@ -75,7 +75,7 @@ def job():
         )
         labels = [str(i) for i in range(256)]
         runner = SimpleNamespace(
-            backend=state.backend, labels=labels, run=partial(run_records, state.backend, Preprocessing(8, 8))
+            backend=state.backend, labels=labels, run=partial(run_records, state.backend, sized(8, 8))
         )
 
         def changed():

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from specs import sized
 
-from infer.bundle.preprocessing import Preprocessing
 from infer.datasets import LabelledDataset, balanced_sample, imagenet_classes, open_dataset
 from infer.datasets.class_names import ClassNames
 from infer.datasets.imagenet import is_imagenet1k, validation_number, validation_targets
@@ -375,12 +375,12 @@ def test_batches_carry_their_classes(tmp_path):
     fill(tmp_path, *(f"{name}/{i}.png" for name in ("bag", "coat", "dress") for i in range(3)))
     (tmp_path / "coat/1.png").write_bytes(b"broken")
     dataset = open_dataset([tmp_path], FASHION)
-    loaded = list(dataset.batches(Preprocessing(4, 4), 4, workers=2))
+    loaded = list(dataset.batches(sized(4, 4), 4, workers=2))
     assert [targets.tolist() for _, targets in loaded] == [[8, 8, 8, 4], [4, 3, 3], [3]]
     assert [len(batch.images) for batch, _ in loaded] == [4, 3, 1]
     assert [f.index for batch, _ in loaded for f in batch.failures] == [4]
     with pytest.raises(ImageError, match=r"coat/1\.png"):
-        list(dataset.batches(Preprocessing(4, 4), 4, strict=True))
+        list(dataset.batches(sized(4, 4), 4, strict=True))
 
 
 def test_limit_is_a_balanced_seeded_sample(tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import configparser
-import json
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from typer.testing import CliRunner
@@ -80,7 +80,7 @@ def test_a_tensorrt_model(bundle, tmp_path):
     assert config.dynamic_batching.max_queue_delay_microseconds == 100
     [group] = config.instance_group
     assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_GPU)
-    spec = Preprocessing.from_json(json.loads(config.parameters["preprocessing"].string_value))
+    spec = msgspec.json.decode(config.parameters["preprocessing"].string_value, type=Preprocessing)
     assert (spec.resize, spec.crop) == (32, 32)
     assert config.parameters["trained"].string_value == "true"
     assert "TensorRT 11.4.0, and NVIDIA L4." in text
@@ -279,7 +279,7 @@ def read_ini(path):
 
 
 def test_a_deepstream_folder(bundle, tmp_path):
-    change(bundle, preprocessing=read_manifest(bundle).preprocessing | {"resize": 40})
+    change(bundle, preprocessing=msgspec.structs.replace(read_manifest(bundle).preprocessing, resize=40))
     folder = export_deepstream(bundle, tmp_path / "ds", DeepStreamOptions(1280, 720, sources=3, threshold=0.25))
     model = folder / "triton" / "tiny-fp32"
     assert (model / "1/model.plan").read_bytes() == PLAN
@@ -330,7 +330,7 @@ def test_a_deepstream_folder(bundle, tmp_path):
 )
 def test_the_square_that_the_network_sees(tiny, frame, spec, expected):
     manifest = read_manifest(tiny)
-    manifest.preprocessing |= {"resize": spec[0], "crop": spec[1]}
+    manifest.preprocessing = msgspec.structs.replace(manifest.preprocessing, resize=spec[0], crop=spec[1])
     square = centre(manifest, *frame)
     assert (square.left, square.top, square.side, square.filter) == expected
 
@@ -350,7 +350,7 @@ def test_what_deepstream_cannot_do(bundle, own, tiny, tmp_path):
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(InputError, match="holds other files"):
         export_deepstream(bundle, tmp_path / "full")
-    change(bundle, preprocessing=read_manifest(bundle).preprocessing | {"resize": 16})
+    change(bundle, preprocessing=msgspec.structs.replace(read_manifest(bundle).preprocessing, resize=16))
     with pytest.raises(InputError, match="pads pictures from 16 to 32"):
         export_deepstream(bundle, tmp_path / "ds")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "own") == ["full"]

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
+from specs import sized
 
-from infer.bundle.preprocessing import IMAGENET, Preprocessing
+from infer.bundle.preprocessing import IMAGENET
 from infer.errors import ImageError, InputError
 from infer.images import decode_image, jpeg
 from infer.images.jpeg import decoder_name, load_input
@@ -22,7 +23,7 @@ from infer.images.resize import FILTERS, TALL_FIRST
 KERNEL = load_kernel()
 needs_kernel = pytest.mark.skipif(KERNEL is None, reason="infer.images.native is not compiled here")
 DECODERS = ["pillow", "simplejpeg", pytest.param("native", marks=needs_kernel)]
-SMALL = Preprocessing(48, 40)
+SMALL = sized(48, 40)
 
 
 @pytest.fixture(params=DECODERS)
@@ -105,7 +106,7 @@ def test_every_decoder_is_within_one_level_of_torchvisions_pipeline(decoder, kin
         data = subsampled(image, kind)
     else:
         data = encode(image, **({"progressive": True} if kind == "progressive" else {"restart_marker_blocks": 7}))
-    for spec in (IMAGENET, Preprocessing(300, 299), Preprocessing(64, 96)):
+    for spec in (IMAGENET, sized(300, 299), sized(64, 96)):
         off = np.abs(loaded(data, spec) - reference(data, spec))
         assert off.max() <= (0 if decoder == "native" else 1)
 
@@ -132,9 +133,7 @@ def test_the_kernel_equals_pillow_bit_for_bit(data):
     exif[0x0112] = data.draw(st.integers(1, 8))
     encoded = encode(image, exif=exif, **options)
     resize = data.draw(st.integers(1, 120))
-    spec = Preprocessing(
-        resize, data.draw(st.integers(1, 120)), interpolation=data.draw(st.sampled_from(sorted(FILTERS)))
-    )
+    spec = sized(resize, data.draw(st.integers(1, 120)), interpolation=data.draw(st.sampled_from(sorted(FILTERS))))
     assert KERNEL is not None
     for portable in (False, True):
         out = np.full((spec.crop, spec.crop, 3), 77, np.uint8)
@@ -150,7 +149,7 @@ def test_the_kernel_equals_pillow_bit_for_bit(data):
 def test_the_kernel_on_odd_sizes_and_4_4_0(native, size):
     for kind in KINDS:
         data = subsampled(noise(*size), kind)
-        for spec in (SMALL, Preprocessing(7, 40), Preprocessing(16, 15, interpolation="bicubic")):
+        for spec in (SMALL, sized(7, 40), sized(16, 15, interpolation="bicubic")):
             assert (loaded(data, spec) == reference(data, spec)).all(), kind
 
 
@@ -250,7 +249,7 @@ def test_writes_to_any_array_of_the_right_shape(decoder):
 
 @pytest.mark.parametrize("side", [511, 512, 1023, 1024, 2047, 2048])
 def test_fast_mode_decodes_at_the_scale_that_keeps_twice_the_resize(decoder, side):
-    spec = Preprocessing(256, 224)
+    spec = sized(256, 224)
     data = encode(photo("flower").resize((side, side), Image.Resampling.BICUBIC))
     exact, fast = loaded(data, spec), loaded(data, spec, fast=True)
     scaled = reference(data, spec, shortest=512)
@@ -269,7 +268,7 @@ def test_fast_mode_decodes_at_the_scale_that_keeps_twice_the_resize(decoder, sid
 def test_the_kernel_equals_pillow_at_every_scale(native, kind, size):
     data = subsampled(noise(*size), kind)
     for resize in (12, 24, 48, 60):
-        spec = Preprocessing(resize, resize - 3)
+        spec = sized(resize, resize - 3)
         assert (loaded(data, spec, fast=True) == reference(data, spec, shortest=2 * resize)).all()
 
 
@@ -325,7 +324,7 @@ def test_damage_gives_an_image_or_an_image_error(name, data, edits):
 def test_the_kernel_never_answers_differently_from_pillow():
     """What it takes, damaged or not, has Pillow's pixels; what it refuses, it leaves to Pillow."""
     generator = np.random.default_rng(0)
-    spec, taken = Preprocessing(40, 40), 0
+    spec, taken = sized(40, 40), 0
     assert KERNEL is not None
     for round_ in range(400):
         damaged = bytearray(SAMPLES[round_ % 4])

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from hostile_images import bombs, sound
 from PIL import Image
+from specs import sized
 
-from infer.bundle.preprocessing import IMAGENET, Preprocessing
+from infer.bundle.preprocessing import IMAGENET
 from infer.errors import ImageError, InputError, TargetUnavailableError
 from infer.images.jpeg import load_input
 from infer.pipeline.dali import Decoder, plan_file, require_dali
@@ -87,7 +88,7 @@ def decoder():
 
 
 @needs_dali
-@pytest.mark.parametrize("spec", [IMAGENET, Preprocessing(300, 299), Preprocessing(232, 224), Preprocessing(50, 33)])
+@pytest.mark.parametrize("spec", [IMAGENET, sized(300, 299), sized(232, 224), sized(50, 33)])
 def test_within_one_level_of_the_host(decoder, spec):
     files, work = photos(), decoder(spec)
     work.start(planned(files, spec))
@@ -135,14 +136,14 @@ PLAIN = {"baseline.jpg", "progressive.jpg", "icc.jpg", "broken_icc.jpg", "broken
 
 
 def test_plain_files_alone_are_taken():
-    spec = Preprocessing(40, 36)
+    spec = sized(40, 36)
     assert {name for name, data in sound().items() if plan_file(data, spec, name) is not None} == PLAIN
 
 
 @needs_dali
 def test_what_is_taken_decodes_as_on_the_host(decoder):
-    spec = Preprocessing(40, 36)
-    files, work = [sound()[name] for name in sorted(PLAIN)], decoder(Preprocessing(40, 36))
+    spec = sized(40, 36)
+    files, work = [sound()[name] for name in sorted(PLAIN)], decoder(sized(40, 36))
     work.start(planned(files, spec))
     assert off(np.asarray(work.finish()), files, spec).max() <= 1
 
@@ -174,7 +175,7 @@ def test_turned_images_are_left_to_the_host(orientation):
 
 
 def test_images_smaller_than_the_crop_are_left_to_the_host():
-    assert plan_file(encode(photo()), Preprocessing(100, 120), "x") is None
+    assert plan_file(encode(photo()), sized(100, 120), "x") is None
 
 
 def test_colour_that_is_not_ycbcr_is_left_to_the_host():
@@ -225,7 +226,7 @@ def test_damaged_headers_raise_nothing_but_image_errors():
 
 def test_bicubic_is_refused():
     with pytest.raises(InputError, match="expected a bilinear model, this one is bicubic"):
-        require_dali(Preprocessing(interpolation="bicubic"))
+        require_dali(sized(interpolation="bicubic"))
 
 
 def test_without_dali_it_says_what_to_install(monkeypatch):

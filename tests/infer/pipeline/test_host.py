@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from specs import sized
 
-from infer.bundle.preprocessing import Preprocessing
 from infer.errors import ImageError, InputError
 from infer.images import decode_image
 from infer.images.resize import preprocess
 from infer.pipeline.host import load_batches, usable_cpus
 from infer.sources import Record
 
-SPEC = Preprocessing(20, 16)
+SPEC = sized(20, 16)
 
 
 def encoded(number):

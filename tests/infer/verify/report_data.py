@@ -48,7 +48,7 @@ def verification(labels=None, *, name="photo {i}.jpg", images=200, reference=Tru
     )  # fmt: skip
     manifest = Manifest(
         format=2, created="now", tool="test", model=model, precision="int8", graph=ENTRY, inputs=[], outputs=[],
-        batch=BatchProfile(), preprocessing=IMAGENET.to_json(), labels=ENTRY, plans=[],
+        batch=BatchProfile(), preprocessing=IMAGENET, labels=ENTRY, plans=[],
     )  # fmt: skip
     failures = changes.pop("failures", [])
     return Verification(record | changes, failures, evaluation.details(), labels, manifest)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
+from specs import sized
 
 from infer.bundle import ModelInfo
-from infer.bundle.preprocessing import IMAGENET, Preprocessing
+from infer.bundle.preprocessing import IMAGENET
 from infer.verify.diagnosis import diagnose, standard_error, wilson
 
 PUBLISHED = 77.31
@@ -50,7 +50,7 @@ def test_squashed_images_are_recognised():
 
 
 def test_what_the_bundle_itself_does_otherwise_is_named():
-    spec = Preprocessing(resize=232, mean=(0.5, 0.5, 0.5))
+    spec = sized(resize=232, mean=(0.5, 0.5, 0.5))
     text = kind(figures(75.6, 75.6), spec=spec).text
     assert "built with resize 232 in place of 256; mean 0.5 0.5 0.5 in place of 0.485 0.456 0.406" in text
     assert "squashed" not in text
@@ -150,5 +150,5 @@ def test_standard_error():
 
 
 def test_one_field_of_the_pre_processing_is_enough():
-    text = kind(figures(75.6, 75.6), spec=replace(IMAGENET, interpolation="bicubic")).text
+    text = kind(figures(75.6, 75.6), spec=sized(interpolation="bicubic")).text
     assert "built with interpolation bicubic in place of bilinear" in text

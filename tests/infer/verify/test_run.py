@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 from small_models import CLASSIFIER, SPEC, classifier_constants, graph, pictures
+from specs import sized
 
 from infer import open_bundle
 from infer.bundle import read_manifest, write_manifest
@@ -127,7 +128,7 @@ def test_a_reference_that_is_not_fp32(pair, labelled, shipped):
         verify_bundle(pair, [str(labelled)], reference=shipped("bf16"))
 
 
-SQUASHED = {"resize": 72, "crop": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+SQUASHED = sized(72, 64, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize(

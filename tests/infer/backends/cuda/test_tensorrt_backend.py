@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from specs import sized
 from trt_stand_in.graph import write_graph
 from trt_stand_in.kernels import run_graph
 
 from infer.backends.cuda.pinned import PinnedBatch
-from infer.bundle.preprocessing import Preprocessing
 from infer.errors import BundleError, InputError, TargetUnavailableError
 from infer.runner import Runner
 from infer.sources import Record
@@ -163,7 +163,7 @@ def test_records_are_decoded_into_pinned_memory(stack_11: Any, slots: int, monke
         records[4] = Record("bad", Path(), "", lambda: b"no image")
         model = SimpleNamespace(num_classes=stack_11.plan.num_classes)
         manifest = SimpleNamespace(
-            preprocessing=Preprocessing(side, side).to_json(),
+            preprocessing=sized(side, side),
             model=model,
             outputs=[None, SimpleNamespace(shape=(None, stack_11.plan.top_k))],
         )
