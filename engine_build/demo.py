@@ -52,7 +52,7 @@ def demo(output: Path, console: Console) -> None:
         names, pictures = _samples(data, SAMPLES)
         _print_predictions(console, f"{runner.folder} on {runner.target}", names, runner.classify(pictures))
     _print_results(console, results)
-    failed = [precision for precision, _, verification in results if verification.record["outcome"] != "passed"]
+    failed = [precision for precision, _, verification in results if verification.accuracy.outcome != "passed"]
     if failed:
         raise AccuracyError(f"these precisions miss the accuracy threshold: {', '.join(failed)}")
 
@@ -81,19 +81,19 @@ def _print_results(console: Console, results: list[tuple[str, list[list[str]], V
     for head in ("precision", "target", "kernels", "size", "top-1", "agreement", "check"):
         table.add_column(head, no_wrap=True)
     for precision, plans, verification in results:
-        found = verification.record
+        found = verification.accuracy
         for number, (target, kernels, size) in enumerate(plans):
-            measured = target == found["target"]
+            measured = target == found.target
             table.add_row(
                 precision if number == 0 else "", target, kernels, size,
-                f"{found['top1']:.2f} %" if measured else "on a GPU",
-                f"{found['agreement']:.2f} %" if measured else "",
-                _outcome(found["outcome"]) if measured else "",
+                f"{found.figures.top1:.2f} %" if measured else "on a GPU",
+                f"{found.figures.agreement:.2f} %" if measured else "",
+                _outcome(found.outcome) if measured else "",
             )  # fmt: skip
     console.print(table)
-    first = results[0][2].record
+    first = results[0][2].accuracy
     console.print(
-        f"Agreement: images of {first['images']} with the top-1 of {first['reference']}.\n"
+        f"Agreement: images of {first.figures.images} with the top-1 of {first.reference}.\n"
         "The TensorRT-RTX plans are built and audited here; they run on an NVIDIA GPU.",
         markup=False,
     )

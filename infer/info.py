@@ -105,8 +105,8 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
             table.add_row(f"  on {checked.target}", f"{describe(checked)}, {checked.device}")
     for measured in manifest.accuracy:
         figures = measured.figures
-        top1 = f"top-1 {figures['top1']:.2f} %, " if "top1" in figures else ""
-        agreement = f"agreement {figures['agreement']:.2f} %, " if "agreement" in figures else ""
+        top1 = "" if figures.top1 is None else f"top-1 {figures.top1:.2f} %, "
+        agreement = "" if figures.agreement is None else f"agreement {figures.agreement:.2f} %, "
         table.add_row(
             f"accuracy on {measured.target}",
             f"{measured.outcome}: {top1}{agreement}{measured.counts.images} images of {measured.data}",

@@ -197,12 +197,14 @@ class LossMeter:
         """
         tally = Tally()
         tally.add(self._outputs(graph, precision, float32_nodes), self._budget.targets, self._expected)
-        figures = tally.to_json()
+        figures = tally.figures()
         labelled = self._budget.measure == "top-1"
         lost = tally.reference_top1 - tally.top1 if labelled else tally.images - tally.agreeing
         # A graph that gives NaN or infinity is of no use, whatever it says of the other images.
         drop = 100.0 if tally.not_finite else 100 * lost / tally.images
-        return Trial(kept, drop, figures["agreement"], figures.get("top1"), figures["sqnr_db"])
+        assert figures.agreement is not None
+        sqnr = figures.sqnr_db if isinstance(figures.sqnr_db, float) else None
+        return Trial(kept, drop, figures.agreement, figures.top1, sqnr)
 
     def close(self) -> None:
         """Remove the temporary files."""

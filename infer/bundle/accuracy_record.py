@@ -43,6 +43,57 @@ class Counts(msgspec.Struct, kw_only=True):
     reference_real_top1: int = 0
 
 
+class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a measurement shows; what the data do not allow is None, and missing in JSON. Percentages are 0 to 100.
+
+    Attributes:
+        images, labelled, not_finite: see :class:`Counts`.
+        top1, top5, reference_top1, reference_top5: of the bundle, and of FP32.
+        top1_interval: 95 % Wilson interval of ``top1``.
+        lost, gained: images that only FP32, or only the bundle, gets right.
+        agreement, disagreeing: images with the same top-1 as FP32 in percent, and how many have another.
+        max_logit_difference, mean_logit_difference, cosine: of the logits against FP32's.
+        sqnr_db: of the logits, None (in JSON null) where they are equal; unset without FP32.
+        ece, reference_ece: expected calibration error, percentage points.
+        real_images, real_top1, reference_real_top1: by the reassessed labels of ImageNet.
+    """
+
+    images: int
+    labelled: int = 0
+    not_finite: int = 0
+    top1: float | None = None
+    top5: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    reference_top1: float | None = None
+    reference_top5: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    agreement: float | None = None
+    disagreeing: int | None = None
+    max_logit_difference: float | None = None
+    mean_logit_difference: float | None = None
+    cosine: float | None = None
+    sqnr_db: float | msgspec.UnsetType | None = msgspec.UNSET
+    ece: float | None = None
+    reference_ece: float | None = None
+    real_images: int | None = None
+    real_top1: float | None = None
+    reference_real_top1: float | None = None
+
+
+class Diagnosis(msgspec.Struct):
+    """Where the accuracy went.
+
+    Attributes:
+        kind: ``ok``, ``pre-processing``, ``precision``, ``both``, ``subset``, ``labels``, ``unexpected`` or
+            ``unknown`` (nothing to compare with).
+        text: one line for people.
+    """
+
+    kind: str = "unknown"
+    text: str = ""
+
+
 class Accuracy(msgspec.Struct, kw_only=True):
     """One measurement of a bundle.
 
@@ -56,7 +107,7 @@ class Accuracy(msgspec.Struct, kw_only=True):
         measured: UTC, ISO 8601.
         counts: see :class:`Counts`.
         figures: what follows from the counts and what does not (differences of the logits), as they are shown.
-        diagnosis: ``kind`` and ``text`` of :class:`infer.verify.diagnosis.Diagnosis`.
+        diagnosis: by :func:`infer.verify.diagnosis.diagnose`.
         fast_decode: JPEG files at reduced size for the bundle, exact for FP32.
     """
 
@@ -70,8 +121,8 @@ class Accuracy(msgspec.Struct, kw_only=True):
     threshold: float
     measured: str
     counts: Counts
-    figures: dict[str, Any]
-    diagnosis: dict[str, str] = {}
+    figures: Figures
+    diagnosis: Diagnosis = msgspec.field(default_factory=Diagnosis)
     fast_decode: bool = False
 
     @property

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.bundle.accuracy_record import Figures
 from infer.datasets.class_names import ClassNames
 from infer.datasets.imagenet import VALIDATION_IMAGES, validation_number
 from infer.errors import InputError
@@ -49,12 +49,13 @@ class RealLabels:
             self.hits += found in shown
             self.reference_hits += expected in shown
 
-    def to_json(self) -> dict[str, Any]:
-        """``real_images``, ``real_top1`` and ``reference_real_top1`` in percent; nothing where no image counts."""
+    def fill(self, figures: Figures) -> None:
+        """Put ``real_images``, ``real_top1`` and ``reference_real_top1`` into ``figures``, where an image counts."""
         if not self.images:
-            return {}
-        compared = {"reference_real_top1": _percent(self.reference_hits, self.images)} if self._compared else {}
-        return {"real_images": self.images, "real_top1": _percent(self.hits, self.images), **compared}
+            return
+        figures.real_images, figures.real_top1 = self.images, _percent(self.hits, self.images)
+        if self._compared:
+            figures.reference_real_top1 = _percent(self.reference_hits, self.images)
 
 
 def _percent(part: int, whole: int) -> float:

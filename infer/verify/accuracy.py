@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.bundle import now
-from infer.bundle.accuracy_record import Accuracy, Counts, Outcome
+from infer.bundle.accuracy_record import Accuracy, Counts, Figures, Outcome
 from infer.runner import Runner
 
 DEFAULT_THRESHOLD = 0.99
@@ -88,35 +87,31 @@ class Tally:
         self._cosine += float((np.einsum("nc,nc->n", x, r) / np.maximum(norms, 1e-30)).sum())
 
     def counts(self) -> Counts:
-        """The numbers that the percentages of :meth:`to_json` follow from."""
+        """The numbers that the percentages of :meth:`figures` follow from."""
         return Counts(
             images=self.images, labelled=self.labelled, not_finite=self.not_finite, top1=self.top1, top5=self.top5,
             reference_images=self.reference_images, reference_top1=self.reference_top1,
             reference_top5=self.reference_top5, lost=self.lost, gained=self.gained, agreeing=self.agreeing,
         )  # fmt: skip
 
-    def to_json(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """Every figure that the data allow; percentages rounded to 0.001."""
-        result: dict[str, Any] = {"images": self.images}
+        found = Figures(images=self.images, labelled=self.labelled, not_finite=self.not_finite)
         if self.labelled:
-            result["labelled"] = self.labelled
-            result["top1"] = _percent(self.top1, self.labelled)
-            result["top5"] = _percent(self.top5, self.labelled)
-        if self.not_finite:
-            result["not_finite"] = self.not_finite
+            found.top1, found.top5 = _percent(self.top1, self.labelled), _percent(self.top5, self.labelled)
         if self.reference_images:
             if self.labelled:
-                result["reference_top1"] = _percent(self.reference_top1, self.labelled)
-                result["reference_top5"] = _percent(self.reference_top5, self.labelled)
-                result["lost"], result["gained"] = self.lost, self.gained
-            result["agreement"] = _percent(self.agreeing, self.reference_images)
-            result["disagreeing"] = self.reference_images - self.agreeing
-            result["max_logit_difference"] = self.max_difference
-            result["mean_logit_difference"] = self._absolute / max(1, self._values)
-            result["cosine"] = self._cosine / max(1, self.reference_images - self.not_finite)
+                found.reference_top1 = _percent(self.reference_top1, self.labelled)
+                found.reference_top5 = _percent(self.reference_top5, self.labelled)
+                found.lost, found.gained = self.lost, self.gained
+            found.agreement = _percent(self.agreeing, self.reference_images)
+            found.disagreeing = self.reference_images - self.agreeing
+            found.max_logit_difference = self.max_difference
+            found.mean_logit_difference = self._absolute / max(1, self._values)
+            found.cosine = self._cosine / max(1, self.reference_images - self.not_finite)
             exact = not (self._noise and self._signal)
-            result["sqnr_db"] = None if exact else 10 * math.log10(self._signal / self._noise)
-        return result
+            found.sqnr_db = None if exact else 10 * math.log10(self._signal / self._noise)
+        return found
 
 
 def _hits(outputs: Outputs, targets: NDArray[np.int64], k: int) -> int:
@@ -135,26 +130,24 @@ class Verdict:
     reason: str
 
 
-def judge(figures: dict[str, Any], threshold: float = DEFAULT_THRESHOLD) -> Verdict:
+def judge(figures: Figures, threshold: float = DEFAULT_THRESHOLD) -> Verdict:
     """Compare with FP32: top-1 at least ``threshold`` times FP32's; without labels, agreement at least ``threshold``.
 
     Args:
-        figures: from :meth:`Tally.to_json`.
+        figures: from :meth:`Tally.figures`.
         threshold: share, 0 to 1.
     """
-    if broken := figures.get("not_finite"):
-        return Verdict("failed", f"NaN or infinite logits for {broken} of {figures['images']} images")
-    if "agreement" not in figures:
+    if figures.not_finite:
+        return Verdict("failed", f"NaN or infinite logits for {figures.not_finite} of {figures.images} images")
+    if figures.agreement is None:
         return Verdict("failed", "no FP32 reference to compare with; pass --reference BUNDLE")
-    if "reference_top1" in figures:
-        needed = threshold * figures["reference_top1"]
-        found = figures["top1"]
-        share = f"{threshold:.2%} of FP32's {figures['reference_top1']:.2f} %"
-        text = f"top-1 {found:.2f} % against {needed:.2f} % needed ({share})"
-        return _verdict(found >= needed, text)
+    if figures.reference_top1 is not None and figures.top1 is not None:
+        needed = threshold * figures.reference_top1
+        share = f"{threshold:.2%} of FP32's {figures.reference_top1:.2f} %"
+        text = f"top-1 {figures.top1:.2f} % against {needed:.2f} % needed ({share})"
+        return _verdict(figures.top1 >= needed, text)
     needed = 100 * threshold
-    text = f"agreement {figures['agreement']:.2f} % against {needed:.2f} % needed"
-    return _verdict(figures["agreement"] >= needed, text)
+    return _verdict(figures.agreement >= needed, f"agreement {figures.agreement:.2f} % against {needed:.2f} % needed")
 
 
 def _verdict(good: bool, reason: str) -> Verdict:
@@ -162,7 +155,7 @@ def _verdict(good: bool, reason: str) -> Verdict:
 
 
 def record(
-    runner: Runner, counts: Counts, figures: dict[str, Any], threshold: float, data: str, reference: str | None
+    runner: Runner, counts: Counts, figures: Figures, threshold: float, data: str, reference: str | None
 ) -> Accuracy:
     """What goes into the manifest, judged by ``threshold``."""
     verdict = judge(figures, threshold)

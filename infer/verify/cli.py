@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from infer.command_line import DebugOption, JsonOption, guarded
 from infer.errors import AccuracyError, InputError
 
 if TYPE_CHECKING:
+    from infer.bundle.accuracy_record import Accuracy, Figures
     from infer.verify.tensor_errors import TensorError
 
 
@@ -79,9 +81,9 @@ def verify(
     if as_json:
         found = {"layers": [error.to_json() for error in result.layers]} if layers_limit else {}
         details = {"evaluation": result.details.to_json(result.labels)}
-        print(json.dumps(result.record | {"failures": result.failures} | details | found))
+        print(json.dumps(result.accuracy.to_json() | {"failures": result.failures} | details | found))
     else:
-        _print_accuracy(bundle, result.record, len(result.failures))
+        _print_accuracy(bundle, result.accuracy, len(result.failures))
         _print_layers(result.layers)
         for path in (report, csv):
             if path is not None:
@@ -90,7 +92,7 @@ def verify(
         from infer.verify.tensor_errors import plot_layers
 
         plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
-    if result.record["outcome"] != "passed":
+    if result.accuracy.outcome != "passed":
         raise typer.Exit(AccuracyError.exit_code)
 
 
@@ -127,47 +129,47 @@ def _print_layers(errors: list[TensorError], most: int = 20) -> None:
     Console(highlight=False).print(table)
 
 
-def _print_accuracy(bundle: Path, record: dict[str, Any], failures: int) -> None:
+def _print_accuracy(bundle: Path, found: Accuracy, failures: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{bundle} on {record['target']}, {record['images']} images", title_justify="left", show_header=False
-    )
-    for label, value in _figures(record):
+    title = f"{bundle} on {found.target}, {found.figures.images} images"
+    table = Table(title=title, title_justify="left", show_header=False)
+    for label, value in _figures(found.figures):
         table.add_row(label, value)
+    if found.fast_decode:
+        table.add_row("decoding", "JPEG at reduced size here, exact for FP32")
     if failures:
         table.add_row("unreadable images", str(failures))
     out = Console(highlight=False)
     out.print(table)
-    out.print(f"{record['outcome'].upper()}: {record['verdict']}", markup=False)
-    if (diagnosis := record["diagnosis"])["kind"] != "unknown":
-        out.print(f"Diagnosis ({diagnosis['kind']}): {diagnosis['text']}", markup=False, soft_wrap=True)
+    out.print(f"{found.outcome.upper()}: {found.verdict}", markup=False)
+    if found.diagnosis.kind != "unknown":
+        out.print(f"Diagnosis ({found.diagnosis.kind}): {found.diagnosis.text}", markup=False, soft_wrap=True)
 
 
-def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _figures(found: Figures) -> Iterator[tuple[str, str]]:
     """Names and values, for people."""
 
-    def beside(key: str, unit: str = " %") -> str:
-        fp32 = record.get(f"reference_{key}")
-        return f"{record[key]:.2f}{unit}" + ("" if fp32 is None else f" (FP32 {fp32:.2f}{unit})")
+    def beside(value: float, fp32: float | None, unit: str = " %") -> str:
+        return f"{value:.2f}{unit}" + ("" if fp32 is None else f" (FP32 {fp32:.2f}{unit})")
 
-    rows = [(label, beside(key)) for label, key in (("top-1", "top1"), ("top-5", "top5")) if key in record]
-    if "top1_interval" in record:
-        low, high = record["top1_interval"]
-        rows.insert(1, ("top-1, 95 % interval", f"{low:.2f} to {high:.2f} %"))
-    if "real_top1" in record:
-        rows.append((f"top-1, real labels of {record['real_images']}", beside("real_top1")))
-    if "ece" in record:
-        rows.append(("calibration error", beside("ece", " points")))
-    if "agreement" in record:
-        rows.append(("agreement with FP32", f"{record['agreement']:.3f} % ({record['disagreeing']} images differ)"))
-        if "lost" in record:
-            rows.append(("right only in FP32 / only here", f"{record['lost']} / {record['gained']} images"))
-        rows.append(("logits, largest difference", f"{record['max_logit_difference']:.4g}"))
-        rows.append(("logits, mean difference", f"{record['mean_logit_difference']:.4g}"))
-        sqnr = "exact" if record["sqnr_db"] is None else f"{record['sqnr_db']:.1f} dB"
-        rows.append(("logits, cosine / SQNR", f"{record['cosine']:.6f} / {sqnr}"))
-    if record["fast_decode"]:
-        rows.append(("decoding", "JPEG at reduced size here, exact for FP32"))
-    return rows
+    if found.top1 is not None:
+        yield "top-1", beside(found.top1, found.reference_top1)
+    if found.top1_interval is not None:
+        low, high = found.top1_interval
+        yield "top-1, 95 % interval", f"{low:.2f} to {high:.2f} %"
+    if found.top5 is not None:
+        yield "top-5", beside(found.top5, found.reference_top5)
+    if found.real_top1 is not None:
+        yield f"top-1, real labels of {found.real_images}", beside(found.real_top1, found.reference_real_top1)
+    if found.ece is not None:
+        yield "calibration error", beside(found.ece, found.reference_ece, " points")
+    if found.agreement is not None:
+        yield "agreement with FP32", f"{found.agreement:.3f} % ({found.disagreeing} images differ)"
+        if found.lost is not None:
+            yield "right only in FP32 / only here", f"{found.lost} / {found.gained} images"
+        yield "logits, largest difference", f"{found.max_logit_difference:.4g}"
+        yield "logits, mean difference", f"{found.mean_logit_difference:.4g}"
+        sqnr = f"{found.sqnr_db:.1f} dB" if isinstance(found.sqnr_db, float) else "exact"
+        yield "logits, cosine / SQNR", f"{found.cosine:.6f} / {sqnr}"

@@ -8,10 +8,10 @@ saw the same pixels, so what it lacks was lost in the arithmetic.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from infer.bundle import ModelInfo
+from infer.bundle.accuracy_record import Diagnosis, Figures
 from infer.bundle.preprocessing import IMAGENET, Preprocessing
 from infer.datasets.imagenet import VALIDATION_IMAGES
 
@@ -23,20 +23,6 @@ SUBSET = 5_000
 
 _SQUASHED = 1.65
 _Z = 1.96
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Where the accuracy went.
-
-    Attributes:
-        kind: ``ok``, ``pre-processing``, ``precision``, ``both``, ``subset``, ``labels``, ``unexpected`` or
-            ``unknown`` (nothing to compare with).
-        text: one line for people.
-    """
-
-    kind: str
-    text: str
 
 
 def wilson(hits: int, images: int) -> tuple[float, float]:
@@ -62,7 +48,7 @@ def standard_error(top1: float, images: int, population: int | None = None) -> f
 
 
 def diagnose(
-    figures: dict[str, Any],
+    figures: Figures,
     model: ModelInfo,
     spec: Preprocessing,
     *,
@@ -74,14 +60,14 @@ def diagnose(
     """Say where the accuracy went.
 
     Args:
-        figures: from :meth:`infer.verify.accuracy.Tally.to_json`.
+        figures: from :meth:`infer.verify.accuracy.Tally.figures`.
         model: of the bundle, with the published figures where there are any.
         spec: its pre-processing.
         precision: of the bundle; without a reference, the top-1 of an fp32 bundle is FP32's.
         validation_set: the images are those of ILSVRC2012's validation set.
         foreign_labels: images whose class is not the one that ILSVRC2012 gives them.
     """
-    if "top1" not in figures:
+    if figures.top1 is None:
         return Diagnosis("unknown", "no labels, so no accuracy to explain")
     lost = _precision_loss(figures, precision)
     if lost is not None and fast_decode:
@@ -95,13 +81,15 @@ def diagnose(
         if lost is not None:
             return Diagnosis("precision", lost)
         return Diagnosis("unknown", f"{why}, so wrong pre-processing would not show here")
-    top1 = figures.get("reference_top1", figures["top1"] if precision == "fp32" else None)
-    images = figures["labelled"]
+    top1 = figures.reference_top1
+    if top1 is None and precision == "fp32":
+        top1 = figures.top1
+    images = figures.labelled
     if top1 is None:
-        gap = model.top1 - figures["top1"]
+        gap = model.top1 - figures.top1
         return Diagnosis(
             "unknown",
-            f"top-1 is {figures['top1']:.2f} %, {_points(gap)} from the published {model.top1:.2f} %; without FP32 it "
+            f"top-1 is {figures.top1:.2f} %, {_points(gap)} from the published {model.top1:.2f} %; without FP32 it "
             "cannot be said whether pre-processing or precision is the reason. Pass --reference BUNDLE",
         )
     return _against_published(top1, model.top1, images, lost, foreign_labels, spec)
@@ -144,14 +132,14 @@ def _against_published(
     return Diagnosis("ok", f"{compared}, so the pre-processing is right; the precision agrees with FP32")
 
 
-def _precision_loss(figures: dict[str, Any], precision: str) -> str | None:
+def _precision_loss(figures: Figures, precision: str) -> str | None:
     """One line when the bundle is worse than FP32 by more than tolerance and chance; None otherwise."""
-    if "reference_top1" not in figures:
+    if figures.reference_top1 is None or figures.top1 is None:
         return None
-    drop = figures["reference_top1"] - figures["top1"]
-    changed = figures["lost"] + figures["gained"]
+    lost, gained = figures.lost or 0, figures.gained or 0
+    drop = figures.reference_top1 - figures.top1
     # Only the images that one gets right and the other wrong decide (McNemar 1947).
-    doubt = 2 * 100 * math.sqrt(changed) / figures["labelled"]
+    doubt = 2 * 100 * math.sqrt(lost + gained) / figures.labelled
     if drop <= TOLERANCE or drop <= doubt:
         return None
     what_to_do = (
@@ -160,8 +148,8 @@ def _precision_loss(figures: dict[str, Any], precision: str) -> str | None:
         else "See whether another --target loses it too"
     )
     return (
-        f"the loss is one of precision: {_points(drop)} of top-1 below FP32 on the same pixels ({figures['lost']} "
-        f"images lost, {figures['gained']} gained). {what_to_do}"
+        f"the loss is one of precision: {_points(drop)} of top-1 below FP32 on the same pixels ({lost} "
+        f"images lost, {gained} gained). {what_to_do}"
     )
 
 

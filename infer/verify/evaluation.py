@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
-from infer.bundle.accuracy_record import Counts
+from infer.bundle.accuracy_record import Counts, Figures
 from infer.datasets.real_labels import RealLabels
 from infer.runner import Runner
 from infer.sources import Record
@@ -22,7 +23,7 @@ from infer.verify.accuracy import Tally
 from infer.verify.class_table import ClassRow, ClassTable, Confusion
 from infer.verify.deviations import DECADES, Deviation, Deviations
 from infer.verify.diagnosis import wilson
-from infer.verify.reliability import Reliability
+from infer.verify.reliability import Bin, Reliability
 
 CONFUSIONS = 50
 
@@ -106,20 +107,18 @@ class Evaluation:
             counts.reference_real_top1 = self.real.reference_hits if self.tally.reference_images else 0
         return counts
 
-    def figures(self) -> dict[str, Any]:
-        """The figures of :meth:`Tally.to_json`, the 95 % interval of top-1, calibration errors and real labels.
+    def figures(self) -> Figures:
+        """Those of :meth:`Tally.figures`, the 95 % interval of top-1, calibration errors and real labels.
 
         Percentages are 0 to 100, calibration errors percentage points.
         """
-        figures = self.tally.to_json()
+        figures = self.tally.figures()
         if self.tally.labelled:
             low, high = wilson(self.tally.top1, self.tally.labelled)
-            figures["top1_interval"] = [round(low, 3), round(high, 3)]
-        for key, reliability in (("ece", self.reliability), ("reference_ece", self.reference_reliability)):
-            if (error := reliability.error) is not None:
-                figures[key] = round(error, 3)
+            figures.top1_interval = round(low, 3), round(high, 3)
+        figures.ece, figures.reference_ece = self.reliability.error, self.reference_reliability.error
         if self.real is not None:
-            figures |= self.real.to_json()
+            self.real.fill(figures)
         return figures
 
     def details(self) -> Details:
@@ -127,8 +126,8 @@ class Evaluation:
         return Details(
             self.classes.rows(self.labels),
             self.classes.confusions(CONFUSIONS),
-            self.reliability.to_json(),
-            self.reference_reliability.to_json() if self.tally.reference_images else None,
+            self.reliability.bins(),
+            self.reference_reliability.bins() if self.tally.reference_images else None,
             self.deviations.histogram if self.tally.reference_images else None,
             self.deviations.worst(),
         )
@@ -141,15 +140,15 @@ class Details:
     Attributes:
         classes: a row for each class that has images.
         confusions: the most frequent ones, most first.
-        reliability, reference_reliability: bins, see :meth:`infer.verify.reliability.Reliability.to_json`.
+        reliability, reference_reliability: bins, see :class:`infer.verify.reliability.Bin`.
         divergences: int64 ``[2, decades]``, see :class:`infer.verify.deviations.Deviations`; None without a reference.
         differing: the images that differ most from FP32, worst first.
     """
 
     classes: list[ClassRow]
     confusions: list[Confusion]
-    reliability: list[dict[str, Any]]
-    reference_reliability: list[dict[str, Any]] | None
+    reliability: list[Bin]
+    reference_reliability: list[Bin] | None
     divergences: NDArray[np.int64] | None
     differing: list[Deviation]
 
@@ -162,8 +161,8 @@ class Details:
         return {
             "classes": [row.to_json() for row in self.classes],
             "confusions": [confusion.to_json(labels) for confusion in self.confusions],
-            "reliability": self.reliability,
-            "reference_reliability": self.reference_reliability,
+            "reliability": msgspec.to_builtins(self.reliability),
+            "reference_reliability": msgspec.to_builtins(self.reference_reliability),
             "divergences": divergences,
             "differing": [item.to_json(labels) for item in self.differing],
         }

@@ -9,10 +9,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
+
+
+class Bin(msgspec.Struct, kw_only=True, rename={"start": "from", "end": "to"}):
+    """Images whose confidence lies between two edges, all from 0 to 1.
+
+    Attributes:
+        start, end: the edges; ``from`` and ``to`` in JSON.
+        images: how many.
+        confidence, accuracy: mean of them; None where the bin is empty.
+    """
+
+    start: float
+    end: float
+    images: int
+    confidence: float | None
+    accuracy: float | None
 
 
 class Reliability:
@@ -44,16 +61,16 @@ class Reliability:
         total = int(self.images.sum())
         return 100 * float(np.abs(self.correct - self.confidence).sum()) / total if total else None
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The bins: edges and mean confidence from 0 to 1, accuracy too; null where a bin is empty."""
-        bins = len(self.images)
+    def bins(self) -> list[Bin]:
+        """All of them, in order."""
+        count = len(self.images)
         return [
-            {
-                "from": round(i / bins, 6),
-                "to": round((i + 1) / bins, 6),
-                "images": count,
-                "confidence": float(self.confidence[i]) / count if count else None,
-                "accuracy": int(self.correct[i]) / count if count else None,
-            }
-            for i, count in enumerate(self.images.tolist())
+            Bin(
+                start=round(i / count, 6),
+                end=round((i + 1) / count, 6),
+                images=images,
+                confidence=float(self.confidence[i]) / images if images else None,
+                accuracy=int(self.correct[i]) / images if images else None,
+            )
+            for i, images in enumerate(self.images.tolist())
         ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends import REFERENCE, why_unavailable
 from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
+from infer.bundle.accuracy_record import Accuracy
 from infer.datasets import LabelledDataset, open_dataset
 from infer.datasets.class_names import ClassNames
 from infer.datasets.real_labels import read_real_labels
@@ -33,7 +33,7 @@ class Verification:
     """What came out.
 
     Attributes:
-        record: :meth:`infer.bundle.accuracy_record.Accuracy.to_json` of what the manifest keeps.
+        accuracy: what the manifest keeps.
         failures: images that could not be read, one line each.
         details: classes, confusions, calibration, and the images that differ most from FP32.
         labels: class names in the order of the model.
@@ -41,7 +41,7 @@ class Verification:
         layers: errors of the quantised tensors, worst first; empty unless asked for.
     """
 
-    record: dict[str, Any]
+    accuracy: Accuracy
     failures: list[str]
     details: Details
     labels: list[str]
@@ -127,22 +127,20 @@ def verify_bundle(
 
             evaluate(runner, fp32, batches(), evaluation)
         figures = evaluation.figures()
-        if figures["images"] == 0:
+        if figures.images == 0:
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
         foreign = dataset.validation_differences(classes)
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
         counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
         found = record(runner, counts, figures, threshold, names, source)
         found.fast_decode = fast_decode
-        found.diagnosis = asdict(
-            diagnose(
-                figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
-                validation_set=foreign is not None, foreign_labels=foreign or 0, fast_decode=fast_decode,
-            )
+        found.diagnosis = diagnose(
+            figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
+            validation_set=foreign is not None, foreign_labels=foreign or 0, fast_decode=fast_decode,
         )  # fmt: skip
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
-    return Verification(found.to_json(), failures, evaluation.details(), runner.labels, runner.manifest, layers)
+    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)
 
 
 def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:

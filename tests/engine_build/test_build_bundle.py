@@ -65,7 +65,7 @@ def test_the_manifest_describes_the_folder(tiny, tiny_onnx):
     assert [(t.name, t.dtype, t.shape) for t in manifest.outputs] == [
         ("logits", "float32", [-1, 10]), ("scores", "float32", [-1, 5]), ("classes", "int32", [-1, 5]),
     ]  # fmt: skip
-    assert manifest.preprocessing == SPEC.to_json()
+    assert manifest.preprocessing == SPEC
     listed = [manifest.graph, manifest.labels, manifest.known_answers.file]
     listed += [entry for plan in manifest.plans for entry in plan.files]
     check_files(tiny, listed)
@@ -82,7 +82,7 @@ def test_the_shipped_model(shipped):
     row = zoo.MODELS["iresnet50_fashion"]
     assert (manifest.model.trained, manifest.model.weights, manifest.model.width) == (True, "shipped", 0.25)
     assert manifest.model.weights_sha256 == sha256_file(row.shipped / "weights.safetensors")
-    assert manifest.preprocessing == row.preprocessing.to_json()
+    assert manifest.preprocessing == row.preprocessing
     assert (manifest.float32_nodes, manifest.model.network_revision) == ([], 2)
     assert read_labels(folder, manifest)[9] == "ankle boot"
     assert manifest.plans[0].audit["summary"]["mac_nodes"] == 54  # 53 convolutions and the classifier

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+
+from infer.verify.reliability import Bin
 
 _WIDTH, _HEIGHT = 420, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 44
@@ -59,27 +60,30 @@ class _Frame:
 _SHARES = [(i / 5, f"{20 * i} %") for i in range(6)]
 
 
-def reliability_diagram(bins: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]] | None) -> str:
+def reliability_diagram(bins: Sequence[Bin], reference: Sequence[Bin] | None) -> str:
     """Accuracy over confidence: bars for the bundle, rings for FP32, a dashed line where both are equal.
 
     Args:
-        bins, reference: from :meth:`infer.verify.reliability.Reliability.to_json`.
+        bins, reference: from :meth:`infer.verify.reliability.Reliability.bins`.
     """
     frame = _Frame()
     bars = [
         frame.bar(
-            b["from"] + 0.004, b["to"] - 0.004, b["accuracy"], "bar",
-            f"{b['from']:.0%} to {b['to']:.0%}: {b['images']} images, confidence {b['confidence']:.1%}, "
-            f"correct {b['accuracy']:.1%}",
+            b.start + 0.004,
+            b.end - 0.004,
+            b.accuracy,
+            "bar",
+            f"{b.start:.0%} to {b.end:.0%}: {b.images} images, confidence {b.confidence:.1%}, correct {b.accuracy:.1%}",
         )
-        for b in bins if b["images"]
-    ]  # fmt: skip
+        for b in bins
+        if b.accuracy is not None
+    ]
     rings = [
-        f'<circle class="ring" cx="{frame.x(b["confidence"])}" cy="{frame.y(b["accuracy"])}" r="4">'
-        f"<title>FP32: {b['images']} images, confidence {b['confidence']:.1%}, correct {b['accuracy']:.1%}</title>"
+        f'<circle class="ring" cx="{frame.x(b.confidence)}" cy="{frame.y(b.accuracy)}" r="4">'
+        f"<title>FP32: {b.images} images, confidence {b.confidence:.1%}, correct {b.accuracy:.1%}</title>"
         "</circle>"
         for b in reference or ()
-        if b["images"]
+        if b.confidence is not None and b.accuracy is not None
     ]
     diagonal = (
         f'<line class="diagonal" x1="{frame.x(0)}" y1="{frame.y(0)}" x2="{frame.x(1)}" y2="{frame.y(1)}"/>'
@@ -88,14 +92,14 @@ def reliability_diagram(bins: Sequence[dict[str, Any]], reference: Sequence[dict
     return frame.svg("Reliability diagram", axes[0], *bars, axes[1], diagonal, *rings)
 
 
-def confidence_histogram(bins: Sequence[dict[str, Any]]) -> str:
+def confidence_histogram(bins: Sequence[Bin]) -> str:
     """Share of the images in each bin of confidence."""
-    total = sum(b["images"] for b in bins) or 1
+    total = sum(b.images for b in bins) or 1
     frame = _Frame()
     bars = [
-        frame.bar(b["from"] + 0.004, b["to"] - 0.004, b["images"] / total, "bar", f"{b['images']} images")
+        frame.bar(b.start + 0.004, b.end - 0.004, b.images / total, "bar", f"{b.images} images")
         for b in bins
-        if b["images"]
+        if b.images
     ]
     return frame.svg(
         "Histogram of confidence", frame.y_axis(_SHARES), *bars, frame.x_axis(_SHARES, "confidence of the top-1")

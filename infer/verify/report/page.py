@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infer.errors import InputError
 from infer.files import write_bytes
@@ -21,6 +21,7 @@ from infer.verify.report.charts import confidence_histogram, decade_histogram, r
 from infer.verify.report.tables import class_table, confusion_table, layer_table, picture_cards
 
 if TYPE_CHECKING:
+    from infer.bundle.accuracy_record import Figures
     from infer.verify.run import Verification
 
 _FAILURES = 100
@@ -42,7 +43,7 @@ def render(result: Verification) -> str:
     """The page as HTML."""
     style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     model = result.manifest.model
-    title = f"{model.name} {result.manifest.precision} on {result.record['target']}"
+    title = f"{model.name} {result.manifest.precision} on {result.accuracy.target}"
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -60,22 +61,21 @@ def _hash(text: str) -> str:
 
 
 def _header(result: Verification, title: str) -> str:
-    record = result.record
-    kind = record["outcome"]
+    found = result.accuracy
+    kind, diagnosis = found.outcome, found.diagnosis
     untrained = "" if result.manifest.model.trained else '<p class="failed verdict">Untrained: random weights</p>'
-    diagnosis = record["diagnosis"]
-    mark = "diagnosis" if diagnosis["kind"] in ("ok", "unknown", "subset") else "suspected verdict"
+    mark = "diagnosis" if diagnosis.kind in ("ok", "unknown", "subset") else "suspected verdict"
     return (
-        f'<header><h1>{escape(title)}</h1><p class="sub">{record["images"]:,} images of {escape(record["data"])}, '
-        f'{escape(record["measured"])}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
-        f'{escape(record["verdict"])}</p><p class="{mark}"><strong>Diagnosis '
-        f"({escape(diagnosis['kind'])}):</strong> {escape(diagnosis['text'])}</p></header>"
+        f'<header><h1>{escape(title)}</h1><p class="sub">{found.figures.images:,} images of {escape(found.data)}, '
+        f'{escape(found.measured)}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
+        f'{escape(found.verdict)}</p><p class="{mark}"><strong>Diagnosis '
+        f"({escape(diagnosis.kind)}):</strong> {escape(diagnosis.text)}</p></header>"
     )
 
 
 def _sections(result: Verification) -> list[str]:
     details, labels = result.details, result.labels
-    parts = [f'<section class="tiles" aria-label="Figures">{"".join(_tiles(result.record))}</section>\n']
+    parts = [f'<section class="tiles" aria-label="Figures">{"".join(_tiles(result.accuracy.figures))}</section>\n']
     reliability = (
         "Bars: share of correct images in each bin of confidence. Rings: FP32. On the dashed line probabilities can be "
         "taken at their word."
@@ -117,28 +117,26 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _tiles(record: dict[str, Any]) -> list[str]:
-    def fp32(key: str, unit: str = " %") -> str:
-        return f"FP32 {record[key]:.2f}{unit}" if key in record else ""
+def _tiles(found: Figures) -> list[str]:
+    def fp32(value: float | None, unit: str = " %") -> str:
+        return "" if value is None else f"FP32 {value:.2f}{unit}"
 
     tiles = []
-    if "top1" in record:
-        low, high = record["top1_interval"]
+    if found.top1 is not None and found.top1_interval is not None:
+        low, high = found.top1_interval
         interval = f"{low:.2f} to {high:.2f} % (95 %)"
-        tiles.append(_tile("Top-1", f"{record['top1']:.2f} %", fp32("reference_top1"), interval))
-        tiles.append(_tile("Top-5", f"{record['top5']:.2f} %", fp32("reference_top5")))
-    if "real_top1" in record:
-        counted = f"{record['real_images']:,} images"
-        tiles.append(_tile("Top-1, real labels", f"{record['real_top1']:.2f} %", fp32("reference_real_top1"), counted))
-    if "agreement" in record:
-        changes = f"{record['lost']} lost, {record['gained']} gained" if "lost" in record else ""
-        tiles.append(
-            _tile("Agreement", f"{record['agreement']:.2f} %", f"{record['disagreeing']} other top-1", changes)
-        )
-        sqnr = "exact" if record["sqnr_db"] is None else f"{record['sqnr_db']:.1f} dB"
-        tiles.append(_tile("SQNR of logits", sqnr, f"largest difference {record['max_logit_difference']:.3g}"))
-    if "ece" in record:
-        tiles.append(_tile("Calibration error", f"{record['ece']:.2f} pts", fp32("reference_ece", " pts")))
+        tiles.append(_tile("Top-1", f"{found.top1:.2f} %", fp32(found.reference_top1), interval))
+        tiles.append(_tile("Top-5", f"{found.top5:.2f} %", fp32(found.reference_top5)))
+    if found.real_top1 is not None:
+        counted = f"{found.real_images:,} images"
+        tiles.append(_tile("Top-1, real labels", f"{found.real_top1:.2f} %", fp32(found.reference_real_top1), counted))
+    if found.agreement is not None:
+        changes = "" if found.lost is None else f"{found.lost} lost, {found.gained} gained"
+        tiles.append(_tile("Agreement", f"{found.agreement:.2f} %", f"{found.disagreeing} other top-1", changes))
+        sqnr = f"{found.sqnr_db:.1f} dB" if isinstance(found.sqnr_db, float) else "exact"
+        tiles.append(_tile("SQNR of logits", sqnr, f"largest difference {found.max_logit_difference:.3g}"))
+    if found.ece is not None:
+        tiles.append(_tile("Calibration error", f"{found.ece:.2f} pts", fp32(found.reference_ece, " pts")))
     return tiles
 
 
@@ -148,15 +146,15 @@ def _tile(name: str, value: str, *notes: str) -> str:
 
 
 def _facts(result: Verification) -> str:
-    record, manifest = result.record, result.manifest
+    found, manifest = result.accuracy, result.manifest
     model, spec = manifest.model, manifest.preprocessing
-    plan = next((plan for plan in manifest.plans if plan.target == record["target"]), None)
+    plan = next((plan for plan in manifest.plans if plan.target == found.target), None)
     facts = {
         "Bundle": f"{model.name}, {manifest.precision}, built {manifest.created}",
         "Weights": model.weights + (f", sha256 {model.weights_sha256[:16]}" if model.weights_sha256 else ""),
-        "Target": record["target"] + (f" {plan.version}" if plan else "") + f", {record['device']}",
-        "Reference": record["reference"] or "none",
-        "Data": f"{record['data']}: {record['images']:,} images",
+        "Target": found.target + (f" {plan.version}" if plan else "") + f", {found.device}",
+        "Reference": found.reference or "none",
+        "Data": f"{found.data}: {found.figures.images:,} images",
         "Pre-processing": f"short side to {spec.resize}, {spec.interpolation}, antialiased; centre crop "
         f"{spec.crop}; RGB; mean {_triple(spec.mean)}; std {_triple(spec.std)}",
         "Calibration error": "expected calibration error, 15 bins of equal width (Guo et al. 2017)",

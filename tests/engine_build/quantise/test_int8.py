@@ -177,7 +177,9 @@ def test_int8_keeps_the_accuracy(shipped):
     from engine_build.network.zoo import MODELS
 
     data = MODELS["iresnet50_fashion"].shipped / "test.tar.gz"
-    found = verify_bundle(shipped("int8"), [str(data)], reference=shipped("fp32"), reference_target="openvino").record
+    found = verify_bundle(
+        shipped("int8"), [str(data)], reference=shipped("fp32"), reference_target="openvino"
+    ).accuracy.to_json()
     assert found["images"] == 10_000
     assert found["top1"] >= found["reference_top1"] - 0.10
     assert found["agreement"] >= 99.65

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from infer.bundle.accuracy_record import Figures
 from infer.datasets.class_names import ClassNames
 from infer.datasets.imagenet import imagenet1k
 from infer.datasets.real_labels import read_real_labels
@@ -32,21 +34,28 @@ def file(tmp_path_factory):
     return path
 
 
+def filled(labels):
+    """What the labels put into figures that have nothing."""
+    figures = Figures(images=4)
+    labels.fill(figures)
+    return {name: value for name, value in msgspec.to_builtins(figures).items() if name != "images"}
+
+
 def test_hits_are_of_any_label_and_empty_lists_do_not_count(file):
     shown = records(1, 2, 3, 50_000)
     labels = read_real_labels(file, shown, ClassNames(NAMES))
     labels.add(shown[:3], np.array([5, 5, 5], np.int32), np.array([3, 3, 7], np.int32))
     labels.add(shown[3:], np.array([999], np.int32), np.array([0], np.int32))
-    assert labels.to_json() == {"real_images": 3, "real_top1": 66.667, "reference_real_top1": 66.667}
+    assert filled(labels) == {"real_images": 3, "real_top1": 66.667, "reference_real_top1": 66.667}
 
 
 def test_without_a_reference_and_without_an_image_that_counts(file):
     shown = records(1, 2)
     labels = read_real_labels(file, shown, ClassNames(NAMES))
     labels.add(shown[1:], np.array([5], np.int32), None)
-    assert labels.to_json() == {}
+    assert filled(labels) == {}
     labels.add(shown[:1], np.array([4], np.int32), None)
-    assert labels.to_json() == {"real_images": 1, "real_top1": 0.0}
+    assert filled(labels) == {"real_images": 1, "real_top1": 0.0}
 
 
 def test_a_model_with_the_classes_in_another_order(file):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from infer.backends.base import Outputs
 from infer.bundle import BatchProfile, FileEntry, Manifest, ModelInfo
+from infer.bundle.accuracy_record import Accuracy, Diagnosis
 from infer.bundle.preprocessing import IMAGENET
 from infer.sources import Record
 from infer.verify.evaluation import Evaluation, Labelled
@@ -37,11 +39,20 @@ def verification(labels=None, *, name="photo {i}.jpg", images=200, reference=Tru
     records = [Record(name.format(i=i), Path(), f"{i}") for i in range(images)]
     evaluation = Evaluation(labels)
     evaluation.add(Labelled(records, pixels, targets), outputs(ours), outputs(theirs) if reference else None)
-    record = {
-        "target": "openvino", "device": "CPU", "data": "val", "reference": "x-fp32 on onnxruntime",
-        **evaluation.figures(), "outcome": "passed", "verdict": "good enough", "measured": "2026-11-24T00:00:00+00:00",
-        "diagnosis": {"kind": "ok", "text": "as published"},
-    }  # fmt: skip
+    found = Accuracy(
+        target="openvino",
+        device="CPU",
+        plan_sha256=None,
+        data="val",
+        reference="x-fp32 on onnxruntime",
+        outcome="passed",
+        verdict="good enough",
+        threshold=0.99,
+        measured="2026-11-24T00:00:00+00:00",
+        counts=evaluation.counts(0),
+        figures=evaluation.figures(),
+        diagnosis=Diagnosis("ok", "as published"),
+    )
     model = ModelInfo(
         name="net", num_classes=len(labels), weights="official", weights_sha256="0" * 64, trained=True, top1=77.31,
         published="a paper",
@@ -51,7 +62,7 @@ def verification(labels=None, *, name="photo {i}.jpg", images=200, reference=Tru
         batch=BatchProfile(), preprocessing=IMAGENET, labels=ENTRY, plans=[],
     )  # fmt: skip
     failures = changes.pop("failures", [])
-    return Verification(record | changes, failures, evaluation.details(), labels, manifest)
+    return Verification(msgspec.structs.replace(found, **changes), failures, evaluation.details(), labels, manifest)
 
 
 def hostile() -> Verification:

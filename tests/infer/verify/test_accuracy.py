@@ -6,12 +6,14 @@ import json
 import math
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer.backends.base import Outputs
+from infer.bundle.accuracy_record import Figures
 from infer.verify.accuracy import Tally, judge, record
 
 
@@ -42,7 +44,7 @@ def test_tally_equals_brute_force(seed, images, classes, noise, cuts):
     for first, last in pairwise(edges):
         part = slice(first, last)
         tally.add(outputs(found[part]), targets[part], outputs(reference[part]))
-    result = tally.to_json()
+    result = msgspec.to_builtins(tally.figures())
 
     known = [i for i in range(images) if targets[i] >= 0]
     hits1 = [found[i].argmax() == targets[i] for i in known]
@@ -76,13 +78,13 @@ def test_tally_equals_brute_force(seed, images, classes, noise, cuts):
 def test_without_a_reference():
     tally = Tally()
     tally.add(outputs([[1, 0], [0, 1]]), np.array([0, 0]))
-    assert tally.to_json() == {"images": 2, "labelled": 2, "top1": 50.0, "top5": 100.0}
+    assert msgspec.to_builtins(tally.figures()) == {"images": 2, "labelled": 2, "top1": 50.0, "top5": 100.0}
 
 
 def test_without_labels():
     tally = Tally()
     tally.add(outputs([[1, 0], [0, 1]]), np.array([-1, -1]), outputs([[1, 0], [1, 0]]))
-    result = tally.to_json()
+    result = msgspec.to_builtins(tally.figures())
     assert (result["agreement"], "labelled" in result, "reference_top1" in result) == (50.0, False, False)
 
 
@@ -93,12 +95,12 @@ def test_logits_that_are_not_numbers_are_counted_and_fail(bad):
     broken[1, 0] = bad
     tally = Tally()
     tally.add(outputs(broken), np.array([0, 1, 0]), outputs(logits))
-    result = tally.to_json()
+    result = msgspec.to_builtins(tally.figures())
     assert result["not_finite"] == 1
     assert result["max_logit_difference"] == 0.0  # of the other two
     assert result["cosine"] == pytest.approx(1)
     json.loads(json.dumps(result, allow_nan=False))  # the manifest is JSON, which has no NaN
-    verdict = judge(result)
+    verdict = judge(tally.figures())
     assert verdict.outcome == "failed"
     assert verdict.reason == "NaN or infinite logits for 1 of 3 images"
 
@@ -106,15 +108,15 @@ def test_logits_that_are_not_numbers_are_counted_and_fail(bad):
 def test_nothing_but_numbers_that_are_none():
     tally = Tally()
     tally.add(outputs([[np.nan, np.nan]]), np.array([0]), outputs([[1, 0]]))
-    result = tally.to_json()
+    result = msgspec.to_builtins(tally.figures())
     assert (result["not_finite"], result["cosine"], result["sqnr_db"]) == (1, 0.0, None)
-    assert judge(result).outcome == "failed"
+    assert judge(tally.figures()).outcome == "failed"
 
 
 def test_a_reference_of_zeros():
     tally = Tally()
     tally.add(outputs([[1, 2]]), np.array([1]), outputs([[0, 0]]))
-    assert tally.to_json()["sqnr_db"] is None
+    assert tally.figures().sqnr_db is None
 
 
 @pytest.mark.parametrize(
@@ -125,19 +127,19 @@ def test_a_reference_of_zeros():
     ],
 )  # fmt: skip
 def test_verdict_with_labels(top1, reference, threshold, passed):
-    verdict = judge({"images": 9, "top1": top1, "reference_top1": reference, "agreement": 0.0}, threshold)
+    verdict = judge(Figures(images=9, top1=top1, reference_top1=reference, agreement=0.0), threshold)
     assert verdict.outcome == ("passed" if passed else "failed")
     assert f"top-1 {top1:.2f} % against" in verdict.reason
 
 
 @pytest.mark.parametrize(("agreement", "outcome"), [(99.0, "passed"), (98.9, "failed"), (100.0, "passed")])
 def test_verdict_without_labels(agreement, outcome):
-    verdict = judge({"images": 9, "agreement": agreement})
+    verdict = judge(Figures(images=9, agreement=agreement))
     assert (verdict.outcome, verdict.reason) == (outcome, f"agreement {agreement:.2f} % against 99.00 % needed")
 
 
 def test_no_verdict_without_a_reference():
-    verdict = judge({"images": 9, "top1": 100.0})
+    verdict = judge(Figures(images=9, top1=100.0))
     assert verdict.outcome == "failed"
     assert "pass --reference BUNDLE" in verdict.reason
 
@@ -148,7 +150,7 @@ def test_record(tiny):
     tally = Tally()
     tally.add(outputs([[1, 2], [2, 1], [5, 1]]), np.array([1, 1, -1]), outputs([[1, 2], [1, 2], [4, 1]]))
     with open_bundle(tiny) as runner:
-        found = record(runner, tally.counts(), tally.to_json(), 0.6, "val", "x on y")
+        found = record(runner, tally.counts(), tally.figures(), 0.6, "val", "x on y")
         assert found.plan_sha256 == runner.manifest.plans[0].files[0].sha256
     assert (found.target, found.data, found.reference) == ("openvino", "val", "x on y")
     assert (found.outcome, found.threshold) == ("failed", 0.6)

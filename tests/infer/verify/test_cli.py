@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 
 from infer.bundle import read_manifest
+from infer.bundle.accuracy_record import Figures
 from infer.errors import InputError
 from infer.verify.accuracy import Tally
 from infer.verify.cli import check_output
@@ -46,7 +48,7 @@ def test_verify_as_json(call, pair, labelled, tmp_path):
     assert (found["images"], found["outcome"], len(found["failures"])) == (80, "passed", 1)
     assert found["agreement"] > 98
     assert "broken.png" in err
-    stored = read_manifest(pair).accuracy[0].to_json()
+    stored = json.loads(msgspec.json.encode(read_manifest(pair).accuracy[0].to_json()))
     assert stored == {key: value for key, value in found.items() if key not in ("failures", "evaluation")}
     assert [row["images"] for row in found["evaluation"]["classes"]] == [8] * 10
     assert sum(b["images"] for b in found["evaluation"]["reliability"]) == 80
@@ -66,7 +68,7 @@ def test_verify_fails_with_code_3(call, own, shipped, labelled, tmp_path):
 
 
 def test_verify_threshold_decides(call, pair, labelled, monkeypatch):
-    monkeypatch.setattr(Tally, "to_json", lambda _: dict(LOSES_TWO_POINTS))
+    monkeypatch.setattr(Tally, "figures", lambda _: msgspec.convert(LOSES_TWO_POINTS, Figures))
     assert call("verify", pair, "--data", labelled, "--threshold", "0.97")[0] == 0
     code, out, _ = call("verify", pair, "--data", labelled, "--threshold", "0.98")
     assert code == 3

@@ -8,6 +8,7 @@ import pytest
 from specs import sized
 
 from infer.bundle import ModelInfo
+from infer.bundle.accuracy_record import Figures
 from infer.bundle.preprocessing import IMAGENET
 from infer.verify.diagnosis import diagnose, standard_error, wilson
 
@@ -20,12 +21,12 @@ OWN = ModelInfo(name="iresnet50", num_classes=1000, weights="mine.pth", weights_
 
 
 def figures(top1, reference=None, images=50_000, lost=None, gained=None):
-    result = {"images": images, "labelled": images, "top1": top1}
-    if reference is None:
-        return result
-    drop = round((reference - top1) / 100 * images)
-    lost = max(drop, 0) + images // 500 if lost is None else lost
-    return {**result, "reference_top1": reference, "lost": lost, "gained": lost - drop if gained is None else gained}
+    result = Figures(images=images, labelled=images, top1=top1, reference_top1=reference)
+    if reference is not None:
+        drop = round((reference - top1) / 100 * images)
+        result.lost = max(drop, 0) + images // 500 if lost is None else lost
+        result.gained = result.lost - drop if gained is None else gained
+    return result
 
 
 def kind(figures, *, model=OFFICIAL, spec=IMAGENET, precision="int8", validation_set=True, **options):
@@ -123,7 +124,7 @@ def test_nothing_to_compare_with():
     assert kind(figures(50.0, 50.0), model=OWN).text.startswith("no accuracy is published for these weights")
     assert "not known to be images of the ILSVRC2012" in kind(figures(50.0, 50.0), validation_set=False).text
     assert kind(figures(50.0, 55.0), model=OWN).kind == "precision"
-    assert kind({"images": 5, "agreement": 100.0}).kind == "unknown"
+    assert kind(Figures(images=5, agreement=100.0)).kind == "unknown"
     assert kind(figures(50.0, 50.0), model=replace_top5(OFFICIAL)).kind == "pre-processing"
 
 

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def run(data, evaluation, runner, reference, cuts=(0, 17, 18, 60)):
     records, images, targets = data
     batches = [Labelled(records[a:b], images[a:b], targets[a:b]) for a, b in pairwise(cuts)]
     evaluate(runner, reference, iter(batches), evaluation)
-    return evaluation.figures()
+    return msgspec.to_builtins(evaluation.figures())
 
 
 def test_both_run_on_the_same_images(data):

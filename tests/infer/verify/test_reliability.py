@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ def test_by_hand():
     assert reliability.images.tolist() == [1, 0, 2, 0, 2]
     # |0 - .2| + |1 - 1.1| + |2 - 1.9|, over 5 images
     assert reliability.error == pytest.approx(100 * (0.2 + 0.1 + 0.1) / 5, abs=1e-5)
-    bins = reliability.to_json()
+    bins = msgspec.to_builtins(reliability.bins())
     assert (bins[1]["images"], bins[1]["accuracy"], bins[1]["confidence"]) == (0, None, None)
     assert (bins[2]["from"], bins[2]["to"], bins[2]["accuracy"]) == (0.4, 0.6, 0.5)
     assert bins[2]["confidence"] == pytest.approx(0.55)
@@ -37,7 +38,7 @@ def test_nothing_and_not_a_number():
     assert reliability.error is None
     reliability.add(np.array([np.nan, 0.5]), np.array([True, True]))
     assert reliability.images.sum() == 1
-    assert len(reliability.to_json()) == BINS == 15
+    assert len(msgspec.to_builtins(reliability.bins())) == BINS == 15
 
 
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 300), parts=st.integers(1, 4))
@@ -51,7 +52,7 @@ def test_bins_equal_scikit_learn(seed, images, parts):
     for chosen in np.array_split(np.arange(images), parts):
         reliability.add(confidence[chosen], correct[chosen])
     accuracy, mean = calibration.calibration_curve(correct, confidence, n_bins=BINS, strategy="uniform", pos_label=True)
-    filled = [b for b in reliability.to_json() if b["images"]]
+    filled = [b for b in msgspec.to_builtins(reliability.bins()) if b["images"]]
     assert [b["accuracy"] for b in filled] == pytest.approx(accuracy.tolist())
     assert [b["confidence"] for b in filled] == pytest.approx(mean.tolist())
     weights = np.array([b["images"] for b in filled]) / images

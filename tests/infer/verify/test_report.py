@@ -8,9 +8,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 from report_data import EVIL, hostile, jpeg_size, verification
 
+from infer.bundle.accuracy_record import Diagnosis
 from infer.errors import InputError
 from infer.verify.report import write_report
 from infer.verify.report.page import render
@@ -53,7 +55,7 @@ def test_everything_is_there():
     result = verification()
     page = Page(render(result))
     text = page.text()
-    record = result.record
+    record = result.accuracy.to_json()
     for expected in (
         "net int8 on openvino", "Passed", "good enough", "Diagnosis (ok):", "as published", f"{record['top1']:.2f} %",
         f"FP32 {record['reference_top1']:.2f} %", f"{record['lost']} lost, {record['gained']} gained",
@@ -82,11 +84,11 @@ def test_the_bars_are_as_high_as_the_figures():
     html = render(result)
     svg = html[html.index('aria-label="Reliability diagram"') :]
     svg = svg[: svg.index("</svg>")]
-    filled = [b for b in result.details.reliability if b["images"]]
+    filled = [b for b in result.details.reliability if b.images]
     heights = [float(h) for h in re.findall(r'<rect class="bar" [^>]*height="([\d.]+)"', svg)]
     full = 300 - 44 - 14
-    assert heights == pytest.approx([full * b["accuracy"] for b in filled], abs=0.02)
-    rings = [b for b in result.details.reference_reliability if b["images"]]
+    assert heights == pytest.approx([full * b.accuracy for b in filled], abs=0.02)
+    rings = [b for b in result.details.reference_reliability if b.images]
     assert svg.count("<circle") == len(rings)
 
 
@@ -141,14 +143,14 @@ def test_the_table_of_classes_sorts_by_numbers():
 
 def test_without_a_reference():
     result = verification(reference=False)
-    page = Page(render(replace(result, record=result.record | {"reference": None})))
+    page = Page(render(replace(result, accuracy=msgspec.structs.replace(result.accuracy, reference=None))))
     assert page.all("img") == []
     assert len(page.all("svg")) == 2
     assert "\N{EN DASH}" in page.text() and "Reference none" in page.text().replace("  ", " ")
 
 
 def test_failed_and_untrained_are_said():
-    found = {"kind": "pre-processing", "text": "look at the images"}
+    found = Diagnosis("pre-processing", "look at the images")
     result = verification(outcome="failed", diagnosis=found, failures=[f"image {i}: damaged" for i in range(130)])
     result.manifest.model.trained = False
     page = Page(render(result))

@@ -44,7 +44,7 @@ def stored(folder):
 
 def test_the_sibling_is_found_and_the_result_is_stored(pair, labelled):
     result = verify_bundle(pair, [str(labelled)])
-    found = result.record
+    found = result.accuracy.to_json()
     assert (found["images"], found["labelled"]) == (80, 80)
     assert found["top1"] > 80
     assert found["agreement"] > 98
@@ -57,22 +57,22 @@ def test_the_sibling_is_found_and_the_result_is_stored(pair, labelled):
 
 def test_measuring_again_replaces_and_another_target_adds(pair, labelled):
     verify_bundle(pair, [str(labelled)], limit=20)
-    second = verify_bundle(pair, [str(labelled)], limit=40).record
+    second = verify_bundle(pair, [str(labelled)], limit=40).accuracy.to_json()
     assert stored(pair) == [second]
-    other = verify_bundle(pair, [str(labelled)], limit=20, target="onnxruntime").record
+    other = verify_bundle(pair, [str(labelled)], limit=20, target="onnxruntime").accuracy.to_json()
     assert stored(pair) == [second, other]
     assert (second["images"], other["images"], other["target"]) == (40, 20, "onnxruntime")
 
 
 def test_fp32_is_compared_with_the_reference_engine(own, shipped, labelled):
-    found = verify_bundle(own(shipped("fp32")), [str(labelled)]).record
+    found = verify_bundle(own(shipped("fp32")), [str(labelled)]).accuracy.to_json()
     assert (found["agreement"], found["disagreeing"]) == (100.0, 0)
     assert found["max_logit_difference"] < 1e-3
     assert found["outcome"] == "passed"
 
 
 def test_a_reference_engine_can_be_chosen(pair, labelled):
-    found = verify_bundle(pair, [str(labelled)], limit=20, reference_target="openvino").record
+    found = verify_bundle(pair, [str(labelled)], limit=20, reference_target="openvino").accuracy.to_json()
     assert found["reference"] == "iresnet50_fashion-fp32 on openvino"
 
 
@@ -86,7 +86,7 @@ def test_a_threshold_that_is_missed(pair, labelled, monkeypatch):
             yield key, outputs._replace(classes=(outputs.classes + 1) % 10)
 
     monkeypatch.setattr(Runner, "stream_pairs", shifted)
-    found = verify_bundle(pair, [str(labelled)], limit=40).record
+    found = verify_bundle(pair, [str(labelled)], limit=40).accuracy.to_json()
     assert found["outcome"] == "failed"
     assert found["agreement"] == 0
     assert stored(pair)[0]["outcome"] == "failed"
@@ -104,9 +104,9 @@ def large(labelled, tmp_path):
 
 
 def test_fast_decoding_is_compared_with_exact_pixels(pair, large):
-    exact = verify_bundle(pair, [str(large)]).record
+    exact = verify_bundle(pair, [str(large)]).accuracy.to_json()
     result = verify_bundle(pair, [str(large)], fast_decode=True)
-    fast = result.record
+    fast = result.accuracy.to_json()
     assert (exact["fast_decode"], fast["fast_decode"]) == (False, True)
     assert fast["images"] == exact["images"] == 40 and len(result.failures) == fast["counts"]["unreadable"] == 1
     assert fast["reference_top1"] == exact["reference_top1"]
@@ -117,7 +117,7 @@ def test_fast_decoding_is_compared_with_exact_pixels(pair, large):
 
 def test_no_reference_at_all(own, shipped, labelled):
     bundle = own(shipped("fp16"))
-    found = verify_bundle(bundle, [str(labelled)], limit=20).record
+    found = verify_bundle(bundle, [str(labelled)], limit=20).accuracy.to_json()
     assert (found["reference"], found["outcome"]) == (None, "failed")
     assert "pass --reference" in found["verdict"]
     assert found["top1"] > 60
@@ -148,7 +148,7 @@ def test_a_reference_of_something_else(pair, labelled, fields, message):
 
 def test_the_same_weights_under_another_name_are_the_same(pair, labelled):
     change(pair.parent / "iresnet50_fashion-fp32", model__weights="copy.safetensors")
-    assert verify_bundle(pair, [str(labelled)], limit=20).record["agreement"] > 90
+    assert verify_bundle(pair, [str(labelled)], limit=20).accuracy.to_json()["agreement"] > 90
 
 
 def test_a_reference_that_does_not_exist(pair, labelled, tmp_path):
@@ -180,7 +180,7 @@ def with_classes(folder, labelled, count=3):
 
 def test_untrained_bundles_are_measured_when_told_to(own, untrained, labelled, tmp_path):
     data = with_classes(tmp_path / "data", labelled)
-    found = verify_bundle(own(untrained), [str(data)], allow_untrained=True).record
+    found = verify_bundle(own(untrained), [str(data)], allow_untrained=True).accuracy.to_json()
     assert found["images"] == 24
     assert found["agreement"] == 100
 
@@ -191,7 +191,7 @@ def test_unreadable_images_are_named_and_counted(pair, labelled, tmp_path):
     broken.write_bytes(broken.read_bytes()[:50])
     (data / "coat/none.jpg").write_bytes(b"")
     result = verify_bundle(pair, [str(data)])
-    assert result.record["images"] == 79
+    assert result.accuracy.to_json()["images"] == 79
     assert len(result.failures) == 2
     assert str(broken) in result.failures[0]
     assert "none.jpg" in result.failures[1]
@@ -257,7 +257,7 @@ def test_real_labels(own, thousand, validation, tmp_path):
     for number in NUMBERS[:30]:  # right for every second of them; the other 30 have no label
         lists[number - 1] = [int((found[number - 1] + number % 2) % 1000), int((found[number - 1] + 5) % 1000)]
     (tmp_path / "real.json").write_text(json.dumps(lists))
-    record = verify_bundle(own(thousand), [str(validation)], real=tmp_path / "real.json").record
+    record = verify_bundle(own(thousand), [str(validation)], real=tmp_path / "real.json").accuracy.to_json()
     assert (record["real_images"], record["real_top1"], record["reference_real_top1"]) == (30, 50.0, 50.0)
     assert record["images"] == 60
     assert record["top1"] == pytest.approx(100 * np.mean(found == validation_targets()[:60]), abs=1e-3)
@@ -265,9 +265,9 @@ def test_real_labels(own, thousand, validation, tmp_path):
 
 def test_the_published_accuracy_is_compared(own, thousand, validation):
     bundle = own(thousand)
-    assert verify_bundle(bundle, [str(validation)]).record["diagnosis"]["kind"] == "unknown"
+    assert verify_bundle(bundle, [str(validation)]).accuracy.to_json()["diagnosis"]["kind"] == "unknown"
     change(bundle, model__top1=77.31, model__published="a paper")
-    found = verify_bundle(bundle, [str(validation)]).record["diagnosis"]
+    found = verify_bundle(bundle, [str(validation)]).accuracy.to_json()["diagnosis"]
     assert found["kind"] == "subset"
     assert "published are 77.31 %; with 60 images the standard error is" in found["text"]
 
@@ -278,7 +278,7 @@ def test_wrong_pre_processing_is_suspected(own, thousand, validation, monkeypatc
     monkeypatch.setattr(diagnosis, "SUBSET", 50)
     bundle = own(thousand)
     change(bundle, model__top1=77.31)
-    found = verify_bundle(bundle, [str(validation)]).record["diagnosis"]
+    found = verify_bundle(bundle, [str(validation)]).accuracy.to_json()["diagnosis"]
     assert found["kind"] == "pre-processing"
     assert "built with resize 32 in place of 256; crop 32 in place of 224" in found["text"]
     shuffled = validation.parent / "truth.txt"
@@ -286,7 +286,7 @@ def test_wrong_pre_processing_is_suspected(own, thousand, validation, monkeypatc
     shuffled.write_text(
         "".join(f"{name} {(t + 1) % 1000}\n" for name, t in zip(names, validation_targets(), strict=False))
     )
-    found = verify_bundle(bundle, [str(validation)], ground_truth=shuffled).record["diagnosis"]
+    found = verify_bundle(bundle, [str(validation)], ground_truth=shuffled).accuracy.to_json()["diagnosis"]
     assert found["kind"] == "labels"
     assert found["text"].startswith("60 of 60 images have another class")
 
