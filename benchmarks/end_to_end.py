@@ -94,11 +94,10 @@ def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
 def decode(bundle: Path, files: list[Path], _batch: int) -> Way:
     """Its decoding and pre-processing."""
     from infer.bundle import read_manifest
-    from infer.bundle.preprocessing import Preprocessing
     from infer.pipeline.host import load_batches
     from infer.sources import iter_records
 
-    spec = Preprocessing.from_json(read_manifest(bundle).preprocessing)
+    spec = read_manifest(bundle).preprocessing
 
     def run(seconds: float) -> int:
         records = (next(iter_records([path])) for path in repeated(files, seconds))
@@ -151,10 +150,9 @@ def network(bundle: Path) -> tuple[Any, Any]:
 
     from engine_build import create_model
     from infer.bundle import read_manifest
-    from infer.bundle.preprocessing import Preprocessing
 
     manifest = read_manifest(bundle)
-    spec, info = Preprocessing.from_json(manifest.preprocessing), manifest.model
+    spec, info = manifest.preprocessing, manifest.model
     transforms = torchvision_transforms()
     torch.manual_seed(0)
     steps = [transforms.Resize(spec.resize), transforms.CenterCrop(spec.crop), transforms.ToTensor()]
@@ -220,10 +218,9 @@ def loader(bundle: Path, files: list[Path], batch: int) -> Way:
     import torch
 
     from infer.bundle import read_manifest
-    from infer.bundle.preprocessing import Preprocessing
 
     net, _ = network(bundle)
-    spec = Preprocessing.from_json(read_manifest(bundle).preprocessing)
+    spec = read_manifest(bundle).preprocessing
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (spec.mean, spec.std))
     data = torch.utils.data.DataLoader(
         Files(files, 1 << 30, spec.resize, spec.crop), batch, num_workers=len(os.sched_getaffinity(0)),

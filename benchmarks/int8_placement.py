@@ -119,17 +119,17 @@ def main() -> None:
             audit = build_plan("tensorrt_rtx", request, False).audit
             summary = audit.summary()
             rows[name] = {
-                "rtx_kernels": summary["kernels"],
+                "rtx_kernels": summary.kernels,
                 "rtx_int8_layers": sum(audit.node_precisions.get(layer) == "int8" for layer in layers),
-                "rtx_reformats": summary["reformats"],
-                "rtx_activation_mib": (summary["activation_bytes"] or 0) / 2**20,
-                "rtx_dram_mib": summary["dram_bytes_per_image"] / 2**20,
+                "rtx_reformats": summary.reformats,
+                "rtx_activation_mib": (summary.activation_bytes or 0) / 2**20,
+                "rtx_dram_mib": summary.dram_bytes_per_image / 2**20,
             }
             for hint in ("f32", "bf16"):
                 backends[name, hint] = OpenVINOBackend(path, {"INFERENCE_PRECISION_HINT": hint})
-            runtime = audit_runtime(backends[name, "f32"].runtime_model(), 0)["summary"]
-            rows[name]["openvino_layers"] = runtime["layers"]
-            rows[name]["openvino_int8"] = runtime["mac_precisions"].get("int8", 0)
+            runtime = audit_runtime(backends[name, "f32"].runtime_model(), 0).summary
+            rows[name]["openvino_layers"] = runtime.layers
+            rows[name]["openvino_int8"] = runtime.mac_precisions.get("int8", 0)
         rates: dict[tuple[str, str], list[float]] = {key: [] for key in backends}
         for _ in range(args.rounds):
             for key, backend in backends.items():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infer.bundle import Manifest, Plan
+from infer.bundle.build_record import AuditSummary
 from infer.terminal import human_bytes
 
 if TYPE_CHECKING:
@@ -27,21 +28,21 @@ def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
         "plans": [
             {"target": p.target, "files": [f.file for f in p.files], "version": p.version, "seconds": p.seconds,
              "compute_capabilities": p.compute_capabilities, "gpu": p.gpu, "notes": p.notes,
-             "audit": p.audit["summary"]}
+             "audit": msgspec.to_builtins(p.audit.summary) if p.audit else None}
             for p in manifest.plans
         ],
     }  # fmt: skip
 
 
-_ROWS: tuple[tuple[str, Callable[[Plan, dict[str, Any]], str]], ...] = (
-    ("kernels", lambda plan, audit: f"{audit['kernels']} ({_mix(audit['layer_precisions'])})"),
-    ("convolutions, products", lambda plan, audit: _mix(audit["mac_precisions"])),
-    ("instruction set", lambda plan, audit: audit.get("instruction_set", "")),
-    ("quantised, writing floats", lambda plan, audit: str(audit.get("widening") or "")),
-    ("reformats", lambda plan, audit: str(audit["reformats"])),
+_ROWS: tuple[tuple[str, Callable[[Plan, AuditSummary], str]], ...] = (
+    ("kernels", lambda plan, audit: f"{audit.kernels} ({_mix(audit.layer_precisions)})"),
+    ("convolutions, products", lambda plan, audit: _mix(audit.mac_precisions)),
+    ("instruction set", lambda plan, audit: audit.instruction_set),
+    ("quantised, writing floats", lambda plan, audit: str(audit.widening or "")),
+    ("reformats", lambda plan, audit: str(audit.reformats)),
     ("file", lambda plan, audit: human_bytes(sum(entry.size for entry in plan.files))),
-    ("scratch, largest batch", lambda plan, audit: _optional_bytes(audit.get("activation_bytes"))),
-    ("DRAM an image, estimate", lambda plan, audit: _optional_bytes(audit.get("dram_bytes_per_image"))),
+    ("scratch, largest batch", lambda plan, audit: _optional_bytes(audit.activation_bytes)),
+    ("DRAM an image, estimate", lambda plan, audit: _optional_bytes(audit.dram_bytes_per_image)),
     ("built in", lambda plan, audit: f"{plan.seconds:.1f} s"),
 )
 
@@ -58,7 +59,7 @@ def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
     for plan in manifest.plans:
         table.add_column(f"{plan.target} {plan.version}")
     for label, cell in _ROWS:
-        cells = [cell(plan, plan.audit["summary"]) for plan in manifest.plans]
+        cells = [cell(plan, plan.audit.summary) if plan.audit else "" for plan in manifest.plans]
         if any(cells):
             table.add_row(label, *cells)
     out.print(table)

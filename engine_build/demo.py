@@ -43,7 +43,11 @@ def demo(output: Path, console: Console) -> None:
         console.print(f"building {MODEL} at {precision}")
         folder, manifest = build(replace(options, precision=precision, output=output / f"{MODEL}-{precision}"))
         plans = [
-            [p.target, _mix(p.audit["summary"]["mac_precisions"]), human_bytes(sum(f.size for f in p.files))]
+            [
+                p.target,
+                _mix(p.audit.summary.mac_precisions if p.audit else {}),
+                human_bytes(sum(f.size for f in p.files)),
+            ]
             for p in manifest.plans
         ]
         results.append((precision, plans, verify_bundle(folder, [str(data)])))

@@ -91,8 +91,8 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         )
         size = human_bytes(sum(entry.size for entry in plan.files))
         state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
-        if built_with := plan.audit.get("summary", {}).get("instruction_set"):
-            where = f"built where its kernels were {built_with}"
+        if plan.audit is not None and plan.audit.summary.instruction_set:
+            where = f"built where its kernels were {plan.audit.summary.instruction_set}"
         table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
     for check in manifest.checks:
         table.add_row(f"{check.target} at the build", f"against the {check.against}: {check}, {check.engine}")

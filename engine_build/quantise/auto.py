@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from engine_build.quantise.budget import Budget, LossMeter, Trial, split_images
 from engine_build.quantise.int8 import Int8Graph, Int8Options
 from engine_build.quantise.qdq import Quantised, insert_qdq
 from engine_build.source import Source
+from infer.bundle.build_record import CalibrationRecord
 from infer.errors import AccuracyError, InputError
 from infer.terminal import progress
 
@@ -68,9 +70,9 @@ class AutoGraph(Int8Graph):
 
     auto: dict[str, Any] = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> CalibrationRecord:
         """What the manifest keeps."""
-        return {**super().record(), "auto": self.auto}
+        return msgspec.structs.replace(super().record(), auto=self.auto)
 
 
 def mixed_precision(

@@ -37,6 +37,7 @@ from engine_build.quantise.qdq import Quantised
 from engine_build.quantise.writer import PairWriter, choose_additions, choose_layers
 from engine_build.source import Source
 from infer.backends.cuda.gpus import find_gpus
+from infer.bundle.build_record import CalibrationRecord
 from infer.errors import BuildError
 
 #: The largest E4M3 number.
@@ -53,13 +54,12 @@ _KIND = ml_dtypes.float8_e4m3fn
 class Fp8Graph(Int8Graph):
     """A graph with FP8 Q/DQ and what is known about it; ``quantised.nodes`` are those that run in fp8."""
 
-    def record(self) -> dict[str, Any]:
-        """What the manifest keeps."""
-        record = super().record()
-        record["fp8_nodes"], record["fp8_additions"] = record.pop("int8_nodes"), record.pop("int8_additions")
-        for name in ("tensors", "shifted_tensors"):  # steps and offsets of integers
-            record.pop(name, None)
-        return record
+    def record(self) -> CalibrationRecord:
+        """What the manifest keeps; steps and offsets are of integers."""
+        found = super().record()
+        found.fp8_nodes, found.fp8_additions = found.int8_nodes, found.int8_additions
+        found.int8_nodes = found.int8_additions = found.tensors = found.shifted_tensors = None
+        return found
 
 
 def quantise_fp8(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +23,7 @@ from engine_build.quantise.qdq import Placement, Quantised, insert_qdq, layer_sc
 from engine_build.quantise.rounding import IMAGES, RoundedLayers, round_layers
 from engine_build.source import Source
 from infer.bundle import other_network
+from infer.bundle.build_record import CalibrationRecord, TensorScale
 from infer.bundle.preprocessing import Preprocessing
 from infer.errors import InputError
 from infer.pipeline.host import load_batches
@@ -73,25 +73,22 @@ class Int8Graph:
     notes: tuple[str, ...]
     rounded: RoundedLayers = field(default_factory=lambda: RoundedLayers({}))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> CalibrationRecord:
         """What the manifest keeps."""
-        origin = self.cache.provenance
-        provenance = {} if origin is None else {
-            "method": origin.method, "parameters": origin.parameters, "images": origin.images,
-            "data_sha256": origin.data_sha256, "graph_sha256": origin.graph_sha256, "created": origin.created,
-        }  # fmt: skip
-        return {
-            **provenance,
-            "tensors": {
-                name: {"scale": scale, "offset": offset} for name, (scale, offset) in self.quantised.tensors.items()
-            },
-            "tensors_missing": self.coverage.missing,
-            "int8_nodes": list(self.quantised.nodes),
-            "int8_additions": list(self.quantised.additions),
-            "shifted_tensors": len(self.quantised.shifted),
-            "float_nodes": dict(self.quantised.skipped),
-            "weights": self.rounded.record(),
-        }
+        found = CalibrationRecord(
+            tensors={name: TensorScale(*found) for name, found in self.quantised.tensors.items()},
+            tensors_missing=list(self.coverage.missing),
+            int8_nodes=list(self.quantised.nodes),
+            int8_additions=list(self.quantised.additions),
+            shifted_tensors=len(self.quantised.shifted),
+            float_nodes=dict(self.quantised.skipped),
+            weights=self.rounded.record(),
+        )
+        if (origin := self.cache.provenance) is not None:
+            found.method, found.parameters, found.images = origin.method, origin.parameters, origin.images
+            found.data_sha256, found.graph_sha256 = origin.data_sha256, origin.graph_sha256
+            found.created = origin.created
+        return found
 
 
 def quantise(

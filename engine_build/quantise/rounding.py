@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from calibration.tensors import channel_axis, quantisable_nodes
 from engine_build.quantise.gptq import round_by_moments
 from engine_build.quantise.pairs import pair_orders, window
 from engine_build.quantise.weight_scales import RoundedWeights, from_rows, weight_rows, weight_scale
+from infer.bundle.build_record import WeightRounding
 
 #: Enough: 64 rows an image are more than the largest window has weights.
 IMAGES = 128
@@ -39,11 +39,11 @@ class RoundedLayers:
     images: int = 0
     reason: str = ""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> WeightRounding:
         """What the manifest keeps."""
         if not self.weights:
-            return {"rounding": "nearest", "reason": self.reason}
-        return {"rounding": "second moments", "images": self.images, "layers": len(self.weights)}
+            return WeightRounding(rounding="nearest", reason=self.reason)
+        return WeightRounding(rounding="second moments", images=self.images, layers=len(self.weights))
 
 
 def round_layers(

@@ -126,6 +126,6 @@ def _build_tensorrt(
         target=target, files=[file_entry(folder, name)], version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,
         compute_capabilities=list(built.compute_capabilities), version_compatible=settings.version_compatible,
-        hardware_compatible=request.hardware_compatible, audit=built.audit.to_json(), seconds=built.seconds,
+        hardware_compatible=request.hardware_compatible, audit=built.audit.record(), seconds=built.seconds,
         notes=list(built.notes),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
+from infer.bundle.build_record import Audit, AuditSummary
 from infer.errors import BuildError, BundleError
 
 if TYPE_CHECKING:
@@ -146,68 +147,64 @@ class PlanAudit:
             weights = sum(tensor.nbytes(self.batch) for tensor in constants.values())
         return round((moved + weights) / self.batch)
 
-    def summary(self) -> dict[str, Any]:
-        """The figures without the layers, ready for JSON."""
-        return {
-            "layers": len(self.layers),
-            "kernels": len(self.kernels),
-            "layer_types": self.layer_types(),
-            "layer_precisions": self.layer_precisions(),
-            "reformats": self.reformats,
-            "widening": self.widening,
-            "mac_nodes": len(self.node_precisions),
-            "mac_precisions": self.mac_precisions(),
-            "engine_bytes": self.engine_bytes,
-            "weight_bytes": self.weight_bytes,
-            "activation_bytes": self.activation_bytes,
-            "scratch_bytes": self.scratch_bytes,
-            "dram_bytes_per_image": self.dram_bytes_per_image(),
-            "batch": self.batch,
-        }
+    def summary(self) -> AuditSummary:
+        """The figures without the layers."""
+        return AuditSummary(
+            layers=len(self.layers),
+            kernels=len(self.kernels),
+            layer_types=self.layer_types(),
+            layer_precisions=self.layer_precisions(),
+            reformats=self.reformats,
+            widening=self.widening,
+            mac_nodes=len(self.node_precisions),
+            mac_precisions=self.mac_precisions(),
+            engine_bytes=self.engine_bytes,
+            weight_bytes=self.weight_bytes,
+            activation_bytes=self.activation_bytes,
+            scratch_bytes=self.scratch_bytes,
+            dram_bytes_per_image=self.dram_bytes_per_image(),
+            batch=self.batch,
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, ready for :func:`json.dump`; :meth:`from_json` gives an equal audit back.
+    def record(self) -> Audit:
+        """Everything, for the manifest; :meth:`from_record` gives an equal audit back.
 
         A layer is a list ``[name, type, kind, precision, nodes, inputs, constants, outputs]`` and a tensor a list
         ``[name, shape, dtype, layout]``: a deep network has hundreds of layers and keys would double the file.
         """
-        return {
-            "format": _FORMAT,
-            "summary": self.summary(),
-            "node_precisions": dict(self.node_precisions),
-            "layers": [
-                [layer.name, layer.type, layer.kind, layer.precision, list(layer.nodes)]
-                + [
-                    [[tensor.name, list(tensor.shape), tensor.dtype, tensor.layout] for tensor in tensors]
-                    for tensors in (layer.inputs, layer.constants, layer.outputs)
-                ]
-                for layer in self.layers
-            ],
-        }
+        layers = [
+            [layer.name, layer.type, layer.kind, layer.precision, list(layer.nodes)]
+            + [
+                [[tensor.name, list(tensor.shape), tensor.dtype, tensor.layout] for tensor in tensors]
+                for tensors in (layer.inputs, layer.constants, layer.outputs)
+            ]
+            for layer in self.layers
+        ]
+        return Audit(format=_FORMAT, summary=self.summary(), node_precisions=dict(self.node_precisions), layers=layers)
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> PlanAudit:
-        """The audit written by :meth:`to_json`.
+    def from_record(cls, record: Audit) -> PlanAudit:
+        """The audit that gave ``record``.
 
         Raises:
-            BundleError: ``document`` is of another format or damaged.
+            BundleError: ``record`` is of another format or damaged.
         """
-        if document.get("format") != _FORMAT:
-            raise BundleError(
-                f"layer audit: expected format {_FORMAT}, found {document.get('format')!r}; build the engine again"
-            )
+        if record.format != _FORMAT:
+            raise BundleError(f"layer audit: expected format {_FORMAT}, found {record.format}; build the engine again")
+        summary = record.summary
         try:
-            summary = document["summary"]
+            if record.layers is None or summary.batch is None:
+                raise ValueError("it lists no layers")
             return cls(
-                layers=tuple(_layer(row) for row in document["layers"]),
-                node_precisions={str(node): str(value) for node, value in document["node_precisions"].items()},
-                batch=int(summary["batch"]),
-                engine_bytes=int(summary["engine_bytes"]),
-                weight_bytes=_optional(summary["weight_bytes"]),
-                activation_bytes=_optional(summary["activation_bytes"]),
-                scratch_bytes=_optional(summary["scratch_bytes"]),
+                layers=tuple(_layer(row) for row in record.layers),
+                node_precisions=record.node_precisions,
+                batch=summary.batch,
+                engine_bytes=summary.engine_bytes,
+                weight_bytes=summary.weight_bytes,
+                activation_bytes=summary.activation_bytes,
+                scratch_bytes=summary.scratch_bytes,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"layer audit is damaged ({error!r}); build the engine again") from error
 
     def table(self, title: str = "Layer audit") -> Table:
@@ -303,10 +300,6 @@ def _counts(words: Iterable[str]) -> dict[str, int]:
 
 def _listing(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items())
-
-
-def _optional(value: Any) -> int | None:
-    return None if value is None else int(value)
 
 
 def _layer(row: Sequence[Any]) -> Layer:

@@ -11,6 +11,7 @@ from typing import Any
 from engine_build.targets.onnx_nodes import mac_results
 from infer.backends.openvino import CACHE_FOLDER, MULTIPLYING, OpenVINOBackend, computes_in, make_core
 from infer.bundle import Plan, file_entry
+from infer.bundle.build_record import Audit, AuditSummary
 from infer.errors import BuildError, TargetUnavailableError
 
 XML, BIN = "openvino.xml", "openvino.bin"
@@ -58,10 +59,10 @@ def build_openvino(
     try:
         size = sum((folder / name).stat().st_size for name in (XML, BIN))
         audit = audit_runtime(backend.runtime_model(), size, mac_results(onnx.load(graph, load_external_data=False)))
-        audit["summary"]["instruction_set"] = backend.instruction_set
+        audit.summary.instruction_set = backend.instruction_set
     finally:
         backend.close()
-    floating = [name for name in int8_nodes if audit["node_precisions"].get(name) != "int8"]
+    floating = [name for name in int8_nodes if audit.node_precisions.get(name) != "int8"]
     if floating:
         raise BuildError(
             f"openvino: {len(floating)} of {len(int8_nodes)} layers that should be int8 run in floating point: "
@@ -92,8 +93,8 @@ def inference_precision(core: Any, precision: str, float32_nodes: Collection[str
     return "f32", [f"this CPU has no {precision} arithmetic: weights are {precision}, OpenVINO computes in float32"]
 
 
-def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Layers of a compiled model, as :meth:`engine_build.targets.audit.PlanAudit.to_json` without the layer list.
+def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | None = None) -> Audit:
+    """Layers of a compiled model, without the layer list.
 
     OpenVINO notes beside each operation of the executable graph what it computes in (``runtimePrecision``) and with
     which primitive; the ONNX node is its ``originalLayersNames``. The last node of a graph goes by its output there:
@@ -125,18 +126,18 @@ def audit_runtime(runtime: Any, engine_bytes: int, results: Mapping[str, str] | 
             integers = {_node(part, results) for part in parts if part.endswith(_FACTOR)}
             inner |= {name: "int8" if name in integers else precision for name in found if name in results.values()}
     nodes = inner | nodes  # a subgraph may hold the bias of a product that stands outside of it
-    summary = {
-        "layers": types.total(),
-        "kernels": types.total(),
-        "layer_types": dict(types.most_common()),
-        "layer_precisions": dict(precisions.most_common()),
-        "reformats": types["Reorder"],
-        "mac_nodes": len(nodes),
-        "mac_precisions": dict(Counter(nodes.values()).most_common()),
-        "mac_primitives": dict(primitives.most_common()),
-        "engine_bytes": engine_bytes,
-    }
-    return {"format": 1, "summary": summary, "node_precisions": nodes}
+    summary = AuditSummary(
+        layers=types.total(),
+        kernels=types.total(),
+        layer_types=dict(types.most_common()),
+        layer_precisions=dict(precisions.most_common()),
+        reformats=types["Reorder"],
+        mac_nodes=len(nodes),
+        mac_precisions=dict(Counter(nodes.values()).most_common()),
+        mac_primitives=dict(primitives.most_common()),
+        engine_bytes=engine_bytes,
+    )
+    return Audit(summary=summary, node_precisions=nodes)
 
 
 def _node(name: str, results: Mapping[str, str]) -> str:

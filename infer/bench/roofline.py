@@ -140,26 +140,26 @@ def work_of(manifest: Manifest, target: str | None = None) -> Work:
     gmac = manifest.gmac
     plans = [plan for plan in manifest.plans if plan.target in TENSORRT]
     plans.sort(key=lambda plan: plan.target != target)
-    summary: dict[str, Any] = plans[0].audit.get("summary", {}) if plans else {}
+    summary = plans[0].audit.summary if plans and plans[0].audit else None
     if not plans and gmac is None:
         raise BundleError("a roofline needs a TensorRT plan in the bundle; build one with TARGET=tensorrt_rtx")
     height, width, channels = manifest.inputs[0].shape[1:]
-    traffic, weights, batch = (summary.get(key) for key in ("dram_bytes_per_image", "weight_bytes", "batch"))
     notes, moved = [], None
     if gmac is None:
         notes.append("the manifest has no gmac: the compute ceiling is unknown; build the bundle again")
-    if traffic and batch:
-        moved = traffic - (weights or 0) / batch
+    if summary and summary.dram_bytes_per_image and summary.batch:
+        moved = summary.dram_bytes_per_image - (summary.weight_bytes or 0) / summary.batch
     else:
         notes.append("no audit of a TensorRT plan: the memory ceiling is unknown")
-    counts = summary.get("mac_precisions", {})
+    counts = summary.mac_precisions if summary else {}
     precisions = tuple(word for word in counts if _AS_PEAK.get(word, word) in PRECISIONS) or (manifest.precision,)
     if len(precisions) > 1:
         listing = ", ".join(f"{counts[word]} in {word}" for word in precisions)
         notes.append(f"convolutions and products run {listing}; the compute ceiling takes the fastest for all")
     capabilities = plans[0].compute_capabilities if plans else None
     return Work(
-        precisions, gmac, moved, float(weights or 0), batch or manifest.batch.opt, height * width * channels,
+        precisions, gmac, moved, float(summary.weight_bytes or 0) if summary else 0.0,
+        (summary and summary.batch) or manifest.batch.opt, height * width * channels,
         plans[0].target if plans else "", tuple(capabilities) if capabilities else None, tuple(notes),
     )  # fmt: skip
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from infer.bundle.accuracy_record import Accuracy, BuildCheck
+from infer.bundle.build_record import Audit, CalibrationRecord
 from infer.bundle.preprocessing import Preprocessing
 from infer.bundle.tensors import CLASSES, INPUT, LOGITS, SCORES
 from infer.errors import BundleError
@@ -91,7 +91,7 @@ class Plan(_Record):
         compute_capabilities: GPUs it runs on, where it is portable.
         version_compatible: later TensorRT versions of the same major version load it too.
         hardware_compatible: other GPUs from compute capability 8.0 load it too.
-        audit: what the plan really runs; layout in the docs.
+        audit: what the plan really runs.
         options: properties to open the plan with.
         seconds: build time.
         notes: what a user should be told.
@@ -104,7 +104,7 @@ class Plan(_Record):
     compute_capabilities: list[str] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
-    audit: dict[str, Any] = {}
+    audit: Audit | None = None
     options: dict[str, str] = {}
     seconds: float = 0.0
     notes: list[str] = []
@@ -154,7 +154,7 @@ class Manifest(_Record):
     wnids: list[str] | None = None
     gmac: float | None = None
     float32_nodes: list[str] = []
-    calibration: dict[str, Any] | None = None
+    calibration: CalibrationRecord | None = None
     pair_safe: bool = False
     known_answers: KnownAnswers | None = None
     checks: list[BuildCheck] = []

@@ -63,12 +63,12 @@ def layer_errors(
         BundleError: a graph is damaged.
     """
     manifest, fp32 = read_manifest(folder), read_manifest(reference)
-    tensors = (manifest.calibration or {}).get("tensors")
+    tensors = manifest.calibration and manifest.calibration.tensors
     if not tensors:
         raise InputError(
             f"{folder} is {manifest.precision} and has no quantised tensors to compare; pass an int8 bundle"
         )
-    calibrated = (manifest.calibration or {}).get("graph_sha256")
+    calibrated = manifest.calibration and manifest.calibration.graph_sha256
     if calibrated not in (None, fp32.graph.sha256):
         raise InputError(f"{reference} has another float graph than {folder} was made from; build both again")
     ours = _Probe(folder, manifest, [f"{name}.dequantised" for name in tensors])
@@ -76,7 +76,7 @@ def layer_errors(
     signal, noise, clipped, count = (dict.fromkeys(tensors, 0.0) for _ in range(4))
     for images in batches:
         for name, found, expected in zip(tensors, ours.run(images), theirs.run(images), strict=True):
-            scale, offset = tensors[name]["scale"], tensors[name]["offset"]
+            scale, offset = tensors[name].scale, tensors[name].offset
             x = expected.astype(np.float64)
             signal[name] += float((x**2).sum())
             noise[name] += float(((found.astype(np.float64) + offset - x) ** 2).sum())
@@ -87,7 +87,7 @@ def layer_errors(
     if not all(count.values()):
         raise InputError("no image to compare the layers with; check the data")
     errors = [
-        TensorError(name, _decibels(signal[name], noise[name]), tensors[name]["scale"], clipped[name] / count[name])
+        TensorError(name, _decibels(signal[name], noise[name]), tensors[name].scale, clipped[name] / count[name])
         for name in tensors
     ]
     return sorted(errors, key=lambda error: error.sqnr_db)

@@ -85,7 +85,7 @@ def test_the_shipped_model(shipped):
     assert manifest.preprocessing == row.preprocessing
     assert (manifest.float32_nodes, manifest.model.network_revision) == ([], 2)
     assert read_labels(folder, manifest)[9] == "ankle boot"
-    assert manifest.plans[0].audit["summary"]["mac_nodes"] == 54  # 53 convolutions and the classifier
+    assert manifest.plans[0].audit.summary.mac_nodes == 54  # 53 convolutions and the classifier
 
 
 def test_random_weights_are_recorded_as_such(untrained):

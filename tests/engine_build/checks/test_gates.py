@@ -138,7 +138,7 @@ def test_kernels_that_compute_something_else(source, typed, own, build_once, nar
     gates.plan(bundle, manifest, plan)
     check = gates.checks[1]
     assert (check.target, check.against) == ("openvino", "typed graph")
-    assert check.engine.endswith(plan.audit["summary"]["instruction_set"])
+    assert check.engine.endswith(plan.audit.summary.instruction_set)
     transpose_weights(bundle, plan)
     with pytest.raises(AccuracyError, match=r"^kernels: openvino \([\w+]+\) computes something else than its graph"):
         gates.plan(bundle, manifest, plan)

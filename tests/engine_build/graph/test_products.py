@@ -207,7 +207,7 @@ def test_both_builders_make_int8_kernels_of_matmul_and_of_every_convolution(tmp_
         path = tmp_path / f"{name}.onnx"
         onnx.save(done, path)
         plan = build_openvino(path, tmp_path, "int8", quantised.nodes)
-        assert set(plan.audit["node_precisions"].values()) == {"int8"}
+        assert set(plan.audit.node_precisions.values()) == {"int8"}
         if pytest.importorskip("tensorrt_rtx"):
             from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan
 
@@ -255,7 +255,7 @@ def test_openvino_computes_a_mean_of_tokens_right(tmp_path, folder):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_products_that_openvino_joins_are_audited(tmp_path, folder, precision):
     manifest, _ = built(tmp_path, folder, squeeze_and_excite(), precision)
-    assert manifest.plans[0].audit["node_precisions"] == dict.fromkeys(("stem", "d", "u", "y"), precision)
+    assert manifest.plans[0].audit.node_precisions == dict.fromkeys(("stem", "d", "u", "y"), precision)
 
 
 def test_logits_that_are_not_float_vectors_stay_as_they_are():
@@ -296,8 +296,8 @@ def test_a_whole_build_lists_every_product_and_says_why_some_are_floating(tmp_pa
     manifest, typed = built(tmp_path, folder, model)
     record = manifest.calibration
     products = {node.name for node in typed.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
-    assert products == {*record["int8_nodes"], *record["float_nodes"]}
-    assert not set(record["int8_nodes"]) & set(record["float_nodes"]) and set(record["float_nodes"]) == set(reasons)
+    assert products == {*record.int8_nodes, *record.float_nodes}
+    assert not set(record.int8_nodes) & set(record.float_nodes) and set(record.float_nodes) == set(reasons)
     assert any(note.startswith("2 convolutions and products have no int8 form") for note in manifest.notes)
 
 

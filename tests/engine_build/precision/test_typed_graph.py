@@ -243,7 +243,7 @@ def test_openvino_computes_in_float32_where_float16_would_not_do(nets, tmp_path)
     onnx.save(typed.graph, tmp_path / "model.onnx")
     plan = build_openvino(tmp_path / "model.onnx", tmp_path, "fp16", (), list(typed.float32))
     assert plan.options["INFERENCE_PRECISION_HINT"] == "f32"
-    assert plan.audit["summary"]["mac_precisions"] == {"fp32": 6}
+    assert plan.audit.summary.mac_precisions == {"fp32": 6}
 
 
 # --- opsets and validity ---------------------------------------------------------------------------------------------

@@ -195,12 +195,12 @@ def test_the_bundle_is_what_was_measured(source, options, mixed, tmp_path, monke
     assert result.exit_code == 0, result.output
     manifest = read_manifest(tmp_path / "bundle")
     assert manifest.precision == "auto"
-    auto = manifest.calibration["auto"]
+    auto = manifest.calibration.auto
     assert [entry["node"] for entry in auto["kept"]] == [HOSTILE]
     assert auto["curve"] == mixed[0].auto["curve"]
-    precisions = manifest.plans[0].audit["node_precisions"]
+    precisions = manifest.plans[0].audit.node_precisions
     assert {name for name, found in precisions.items() if found != "int8"} == {HOSTILE}
-    assert HOSTILE not in manifest.calibration["int8_nodes"] and len(manifest.calibration["int8_nodes"]) == 4
+    assert HOSTILE not in manifest.calibration.int8_nodes and len(manifest.calibration.int8_nodes) == 4
     refused = CliRunner().invoke(app, [*arguments, "--max-drop", "-1"])
     assert refused.exit_code == 2 and "max drop" in refused.output
 

@@ -180,7 +180,7 @@ def built(tmp_path):
 def test_every_layer_becomes_an_fp8_kernel(built, amax):
     work, done = insert_fp8(net(), amax)
     plan = built(work, done.nodes)
-    assert plan.audit["summary"]["mac_precisions"] == {"fp8": 4}
+    assert plan.audit.summary.mac_precisions == {"fp8": 4}
     assert min(float(number) for number in plan.compute_capabilities) >= 8.9
 
 
@@ -235,10 +235,10 @@ def test_the_bundle(tmp_path):
     assert manifest.precision == "fp8" and [plan.target for plan in manifest.plans] == ["tensorrt_rtx"]
     assert any("openvino was left out" in note for note in manifest.notes)
     assert any(note.startswith("stem is not fp8") for note in manifest.notes)
-    record, audit = manifest.calibration, manifest.plans[0].audit["summary"]
-    assert record["fp8_nodes"] == ["conv", "fc"] and audit["mac_precisions"] == {"fp8": 2, "fp16": 1}
-    assert list(record["float_nodes"]) == ["stem"] and len(record["fp8_additions"]) == 1
-    assert record["method"] == "mse" and (folder / "calibration.cache").is_file() and "tensors" not in record
+    record, audit = manifest.calibration, manifest.plans[0].audit.summary
+    assert record.fp8_nodes == ["conv", "fc"] and audit.mac_precisions == {"fp8": 2, "fp16": 1}
+    assert list(record.float_nodes) == ["stem"] and len(record.fp8_additions) == 1
+    assert record.method == "mse" and (folder / "calibration.cache").is_file() and record.tensors is None
     with pytest.raises(BuildError, match="no fp8 kernels"):
         build(replace(wanted, targets=("openvino",), output=tmp_path / "c"))
     assert not (tmp_path / "c").exists()

@@ -17,6 +17,7 @@ from engine_build.build_bundle import BuildOptions, build
 from engine_build.quantise.int8 import Int8Options, find_cache, make_cache, quantise, with_method
 from engine_build.source import SourceOptions, Steps, load_source
 from infer.bundle import read_manifest
+from infer.bundle.build_record import WeightRounding
 from infer.errors import BuildError, InputError
 from infer.verify.run import verify_bundle
 
@@ -99,7 +100,7 @@ def test_an_explicit_cache_of_another_graph_is_refused(source, folder_of_images,
         quantise(source, options, tmp_path / "none", "tool", silent)
     taken = quantise(source, replace(options, accept_cache=True), tmp_path / "none", "tool", silent)
     assert "normalised" in taken.notes[0] and "conv1" in taken.quantised.skipped
-    assert taken.record()["tensors_missing"] == ["normalised"]
+    assert taken.record().tensors_missing == ["normalised"]
 
 
 def of_the_old_network(made, path):
@@ -159,14 +160,14 @@ def test_the_bundle_says_what_is_quantised(shipped):
     folder = shipped("int8")
     manifest = read_manifest(folder)
     record = manifest.calibration
-    assert (len(record["int8_nodes"]), len(record["int8_additions"]), record["shifted_tensors"]) == (54, 0, 37)
-    assert record["weights"] == {"rounding": "second moments", "images": 128, "layers": 54}
+    assert (len(record.int8_nodes), len(record.int8_additions), record.shifted_tensors) == (54, 0, 37)
+    assert record.weights == WeightRounding(rounding="second moments", images=128, layers=54)
     assert manifest.pair_safe
-    assert record["tensors_missing"] == [] and record["images"] == 512 and record["method"] == "mse"
+    assert record.tensors_missing == [] and record.images == 512 and record.method == "mse"
     audit = manifest.plans[0].audit
-    assert [audit["node_precisions"][name] for name in record["int8_nodes"]] == ["int8"] * 54
+    assert [audit.node_precisions[name] for name in record.int8_nodes] == ["int8"] * 54
     cache = read_cache(folder / "calibration.cache")
-    assert cache.provenance.data_sha256 == record["data_sha256"]
+    assert cache.provenance.data_sha256 == record.data_sha256
     types = {t.data_type for t in onnx.load(folder / "model.onnx").graph.initializer}
     assert onnx.TensorProto.INT8 in types
     assert json.loads((folder / "calibration.cache.json").read_text())["method"] == "mse"
@@ -189,10 +190,19 @@ def test_int8_keeps_the_accuracy(shipped):
 def test_a_layer_that_stays_float_fails_the_build(narrow_row, tmp_path, monkeypatch):
     """The trap: TensorRT-RTX takes an activation scale of shape [1] and silently computes in floating point."""
     pytest.importorskip("tensorrt_rtx")
-    from engine_build.quantise import qdq as module
+    from engine_build.quantise.writer import PairWriter
 
-    scale_of = module._Writer.scale_of
-    monkeypatch.setattr(module._Writer, "scale_of", lambda self, tensor: [scale_of(self, tensor)])
+    activation = PairWriter.activation
+
+    def vectors(self, tensor):
+        scalar = self.scale_of
+        self.scale_of = lambda name: [scalar(name)]
+        try:
+            return activation(self, tensor)
+        finally:
+            self.scale_of = scalar
+
+    monkeypatch.setattr(PairWriter, "activation", vectors)
     options = BuildOptions(
         narrow_row.name, precision="int8", targets=("tensorrt_rtx",), output=tmp_path / "bundle", offline=True
     )

@@ -22,6 +22,7 @@ from engine_build.quantise.qdq import Placement, insert_qdq, layer_scales
 from engine_build.quantise.rounding import round_layers
 from engine_build.source import SourceOptions, Steps, load_source
 from infer.bundle import read_manifest
+from infer.bundle.build_record import WeightRounding
 from infer.errors import InputError
 
 
@@ -116,15 +117,18 @@ def test_only_a_cache_rounds_to_nearest_and_says_so(source, folder, tmp_path):
     said = []
     alone = quantise(source, Int8Options(cache=tmp_path / "c"), tmp_path / "none", "tool", said.append)
     assert any("rounded to nearest (no calibration images, only a cache)" in line for line in said)
-    assert alone.record()["weights"] == {"rounding": "nearest", "reason": "no calibration images, only a cache"}
+    assert msgspec.to_builtins(alone.record().weights) == {
+        "rounding": "nearest",
+        "reason": "no calibration images, only a cache",
+    }
     both = Int8Options(cache=tmp_path / "c", calibration=request)
-    assert quantise(source, both, tmp_path / "none", "tool", lambda line: None).record()["weights"]["images"] == 40
+    assert quantise(source, both, tmp_path / "none", "tool", lambda line: None).record().weights.images == 40
 
 
 def test_nearest_on_request(source, folder, tmp_path):
     options = Int8Options(calibration=Request((str(folder),)), rounding="nearest")
     found = quantise(source, options, tmp_path / "c", "tool", lambda line: None)
-    assert found.record()["weights"] == {"rounding": "nearest", "reason": "asked for"}
+    assert found.record().weights == WeightRounding(rounding="nearest", reason="asked for")
     with pytest.raises(InputError, match="moments, nearest, found 'best'"):
         Int8Options(rounding="best")
 

@@ -52,29 +52,29 @@ def test_the_plan(tiny, tmp_path):
     assert (plan.target, plan.options) == ("openvino", {"INFERENCE_PRECISION_HINT": "f32"})
     assert openvino.__version__.startswith(plan.version)
     assert plan.seconds > 0
-    audit = plan.audit["summary"]
-    assert audit["mac_nodes"] == 2  # the convolution and the classifier
-    assert audit["mac_precisions"] == {"fp32": 2}
-    assert sum(audit["layer_types"].values()) == sum(audit["layer_precisions"].values()) == audit["layers"]
-    assert audit["instruction_set"] != "unknown"
-    assert audit["engine_bytes"] == sum(entry.size for entry in plan.files)
-    assert set(plan.audit["node_precisions"]) == {"stem", "fc"}  # ONNX nodes by name, also the last
+    audit = plan.audit.summary
+    assert audit.mac_nodes == 2  # the convolution and the classifier
+    assert audit.mac_precisions == {"fp32": 2}
+    assert sum(audit.layer_types.values()) == sum(audit.layer_precisions.values()) == audit.layers
+    assert audit.instruction_set != "unknown"
+    assert audit.engine_bytes == sum(entry.size for entry in plan.files)
+    assert set(plan.audit.node_precisions) == {"stem", "fc"}  # ONNX nodes by name, also the last
 
 
 def test_every_layer_with_weights_is_audited(shipped):
     (plan,) = read_manifest(shipped("fp32")).plans
-    assert plan.audit["summary"]["mac_precisions"] == {"fp32": 54}
-    assert {"conv1", "layer3.5.conv2", "layer4.0.downsample.1"} <= set(plan.audit["node_precisions"])
+    assert plan.audit.summary.mac_precisions == {"fp32": 54}
+    assert {"conv1", "layer3.5.conv2", "layer4.0.downsample.1"} <= set(plan.audit.node_precisions)
 
 
 def test_bf16_runs_as_bf16_where_the_cpu_has_it(shipped):
     (plan,) = read_manifest(shipped("bf16")).plans
     if computes_in(openvino.Core(), "bf16"):
         assert plan.options == {"INFERENCE_PRECISION_HINT": "bf16"}
-        assert plan.audit["summary"]["mac_precisions"]["bf16"] == 54
+        assert plan.audit.summary.mac_precisions["bf16"] == 54
         assert plan.notes == []
     else:
-        assert plan.audit["summary"]["mac_precisions"] == {"fp32": 54}
+        assert plan.audit.summary.mac_precisions == {"fp32": 54}
         assert "no bf16 arithmetic" in plan.notes[0]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from infer.bench.roofline import Work, ceiling, find_gpus, gpu_of, known_gpus, work_of
 from infer.bundle import FORMAT, BatchProfile, FileEntry, Manifest, ModelInfo, Plan, Tensor
+from infer.bundle.build_record import Audit, AuditSummary
 from infer.bundle.preprocessing import IMAGENET
 from infer.errors import BundleError, InputError
 
@@ -25,9 +26,14 @@ def manifest(plans, gmac=None, precision="fp16"):
 
 
 def plan(target="tensorrt_rtx", capabilities=("8.0", "8.9"), **summary):
-    audit = {"dram_bytes_per_image": 3_000_000, "weight_bytes": 32_000_000, "batch": 32, "mac_precisions": {"fp16": 54}}
+    figures = {
+        "layers": 60, "kernels": 58, "layer_types": {}, "layer_precisions": {}, "reformats": 0, "mac_nodes": 54,
+        "mac_precisions": {"fp16": 54}, "engine_bytes": 1, "dram_bytes_per_image": 3_000_000,
+        "weight_bytes": 32_000_000, "batch": 32,
+    }  # fmt: skip
     return Plan(
-        target=target, files=[], version="1", audit={"summary": audit | summary},
+        target=target, files=[], version="1",
+        audit=Audit(summary=AuditSummary(**figures | summary), node_precisions={}),
         compute_capabilities=list(capabilities) if capabilities else None,
     )  # fmt: skip
 

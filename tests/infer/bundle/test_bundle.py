@@ -11,7 +11,7 @@ import pytest
 from infer import open_bundle
 from infer.backends import onnxruntime, openvino, tensorrt
 from infer.bundle import add_accuracy, check_files, file_entry, find_plan, read_labels, read_manifest, write_manifest
-from infer.bundle.accuracy_record import Accuracy, Counts
+from infer.bundle.accuracy_record import Accuracy, Counts, Figures
 from infer.errors import BundleError, TargetUnavailableError
 
 
@@ -53,7 +53,7 @@ def measured(**changes) -> Accuracy:
     fields = {
         "target": "openvino", "device": "CPU", "plan_sha256": None, "data": "val", "reference": "fp32",
         "outcome": "passed", "verdict": "good", "threshold": 0.99, "measured": "now", "counts": Counts(images=3),
-        "figures": {"agreement": 100.0},
+        "figures": Figures(images=3, agreement=100.0),
     }  # fmt: skip
     return Accuracy(**fields | changes)
 

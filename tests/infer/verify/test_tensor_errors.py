@@ -22,7 +22,7 @@ def test_every_quantised_tensor_worst_first(bundles, shipped_images):
     done = []
     errors = layer_errors(*bundles, [images[:10], images[10:]], done.append)
     assert done == [10, 6]
-    assert len(errors) == 54 == len(read_manifest(bundles[0]).calibration["tensors"])
+    assert len(errors) == 54 == len(read_manifest(bundles[0]).calibration.tensors)
     ratios = [error.sqnr_db for error in errors]
     assert ratios == sorted(ratios) and 20 < ratios[0] < 35 < ratios[-1]
     assert all(error.clipped < 0.01 for error in errors)
@@ -32,7 +32,7 @@ def test_the_figures_are_those_of_numpy(bundles, shipped_images):
     images = shipped_images[0][:8]
     errors = {error.tensor: error for error in layer_errors(*bundles, [images])}
     fp32, int8 = (onnx.load(folder / GRAPH) for folder in (bundles[1], bundles[0]))
-    offsets = {k: v["offset"] for k, v in read_manifest(bundles[0]).calibration["tensors"].items()}
+    offsets = {k: v.offset for k, v in read_manifest(bundles[0]).calibration.tensors.items()}
     for name in ("normalised", "layer2.1.relu_output", "layer3.2.relu_3_output"):
         (expected,) = run(fp32, images, [name])
         probe = onnx.ModelProto()
@@ -65,7 +65,7 @@ def test_refused_bundles(bundles, own, shipped_images):
         layer_errors(*bundles, [])
     folder = own(bundles[0])
     manifest = read_manifest(folder)
-    manifest.calibration["graph_sha256"] = "0" * 64
+    manifest.calibration.graph_sha256 = "0" * 64
     write_manifest(folder, manifest)
     with pytest.raises(InputError, match="another float graph"):
         layer_errors(folder, bundles[1], [shipped_images[0][:2]])

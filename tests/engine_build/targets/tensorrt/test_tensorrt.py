@@ -67,7 +67,7 @@ def test_audit_of_a_real_plan(graphs, tmp_path):
     assert audit.layers[1].inputs[0].name == "images"
     assert audit.layers[1].inputs[0].shape == (-1, 16, 16, 3)
     assert audit.layers[-1].outputs[0].name == "logits"
-    assert PlanAudit.from_json(audit.to_json()) == audit
+    assert PlanAudit.from_record(audit.record()) == audit
 
 
 def test_fp16_moves_half_the_bytes_of_fp32(graphs, tmp_path):
