@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
-from infer.bench.measure import Options, Point, variation, warnings_of
+from infer.bench.measure import Options, Point
 from infer.bench.roofline import Ceiling, GpuPeaks, Work, ceiling
+from infer.bench.row import PointRow, row_of
 from infer.bundle import now
 from infer.errors import InputError
 from infer.files import replacing, write_bytes
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
 
     from infer.runner import Runner
 
-PERCENTILES = (50, 90, 95, 99)
 _COLUMNS = (
     ("batch", "batch"), ("in flight", "in_flight"), ("images/s", "throughput"), ("mean", "latency_mean_ms"),
-    *((f"p{p}", f"latency_p{p}_ms") for p in PERCENTILES), ("CV %", "latency_cv"),
+    *((f"p{p}", f"latency_p{p}_ms") for p in (50, 90, 95, 99)), ("CV %", "latency_cv"),
     ("H2D", "h2d_ms"), ("compute", "compute_ms"), ("D2H", "d2h_ms"), ("enqueue", "enqueue_ms"),
     ("of ceiling", "share_of_ceiling"),
 )  # fmt: skip
@@ -60,38 +61,9 @@ class Report:
     ceilings: list[Ceiling] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat record of each point; times in ms, rates in images per second, ``None`` where not measured."""
-        return [self._row(point) for point in self.points]
-
-    def _row(self, point: Point) -> dict[str, Any]:
-        latencies = point.latencies
-        top = self._ceiling(point)
-        stages = point.stages
-        return {
-            "batch": point.batch,
-            "in_flight": point.in_flight,
-            "throughput": point.throughput,
-            "throughput_runs": [run.throughput for run in point.runs],
-            "batches": len(latencies),
-            "seconds": sum(run.seconds for run in point.runs),
-            "latency_mean_ms": float(latencies.mean()),
-            **{f"latency_p{p}_ms": float(np.percentile(latencies, p)) for p in PERCENTILES},
-            "latency_min_ms": float(latencies.min()),
-            "latency_max_ms": float(latencies.max()),
-            "latency_cv": variation(latencies),
-            "submit_ms": point.submit,
-            "cpu_ms_per_image": point.cpu_per_image,
-            "h2d_ms": stages and stages.h2d,
-            "compute_ms": stages and stages.compute,
-            "d2h_ms": stages and stages.d2h,
-            "enqueue_ms": stages and stages.enqueue,
-            "compute_cv": stages and stages.compute_cv,
-            "ceiling": top and top.rate,
-            "ceiling_bound": top and top.bound,
-            "share_of_ceiling": point.throughput / top.rate if top else None,
-            "warnings": warnings_of(point),
-        }
+    def rows(self) -> list[PointRow]:
+        """The figures of each point."""
+        return [row_of(point, self._ceiling(point)) for point in self.points]
 
     def _ceiling(self, point: Point) -> Ceiling | None:
         if self.gpu is None or self.work is None:
@@ -111,7 +83,7 @@ class Report:
                 "duration": options.duration, "iterations": options.iterations, "warm_up": options.warm_up,
                 "repeat": options.repeat, "seed": options.seed,
             },
-            "points": self.rows(),
+            "points": msgspec.to_builtins(self.rows()),
             "work": self.work and asdict(self.work),
             "roofline": [top.to_json() for top in self.ceilings],
             "notes": self.notes,
@@ -121,7 +93,7 @@ class Report:
         """One line a point, with what identifies the run in front; written in one step."""
         text = io.StringIO()
         head = {key: self.subject[key] for key in ("model", "precision", "trained", "target", "device")}
-        rows = [{**head, **row} for row in self.rows()]
+        rows = [{**head, **msgspec.structs.asdict(row)} for row in self.rows()]
         for row in rows:
             row["throughput_runs"] = " ".join(f"{rate:.2f}" for rate in row["throughput_runs"])
             row["warnings"] = "; ".join(row["warnings"])
@@ -182,11 +154,11 @@ class Report:
             title=f"{subject['model']} {subject['precision']}{untrained} on {subject['target']}, {subject['device']}",
             title_justify="left", caption="times in ms", caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
         )  # fmt: skip
-        columns = [(head, key) for head, key in _COLUMNS if any(row[key] is not None for row in rows)]
+        columns = [(head, key) for head, key in _COLUMNS if any(getattr(row, key) is not None for row in rows)]
         for head, _ in columns:
             table.add_column(head, justify="right")
         for row in rows:
-            table.add_row(*(_cell(key, row[key]) for _, key in columns))
+            table.add_row(*(_cell(key, getattr(row, key)) for _, key in columns))
         return table
 
     def print(self, out: Console) -> None:
@@ -195,8 +167,8 @@ class Report:
         for name, value in self.flags.items():
             out.print(f"{name}: {value}", markup=False, soft_wrap=True)
         for row in self.rows():
-            for warning in row["warnings"]:
-                where = f"batch {row['batch']}, {row['in_flight']} in flight"
+            for warning in row.warnings:
+                where = f"batch {row.batch}, {row.in_flight} in flight"
                 out.print(f"warning: {where}: {warning}", markup=False, soft_wrap=True)
         if self.ceilings:
             out.print(ceiling_table(self.ceilings))

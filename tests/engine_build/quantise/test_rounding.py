@@ -117,10 +117,7 @@ def test_only_a_cache_rounds_to_nearest_and_says_so(source, folder, tmp_path):
     said = []
     alone = quantise(source, Int8Options(cache=tmp_path / "c"), tmp_path / "none", "tool", said.append)
     assert any("rounded to nearest (no calibration images, only a cache)" in line for line in said)
-    assert msgspec.to_builtins(alone.record().weights) == {
-        "rounding": "nearest",
-        "reason": "no calibration images, only a cache",
-    }
+    assert alone.record().weights == WeightRounding(rounding="nearest", reason="no calibration images, only a cache")
     both = Int8Options(cache=tmp_path / "c", calibration=request)
     assert quantise(source, both, tmp_path / "none", "tool", lambda line: None).record().weights.images == 40
 

@@ -247,14 +247,14 @@ def report():
 
 def test_rows_hold_the_percentiles_and_the_share_of_the_ceiling(report):
     one, eight = report.rows()
-    assert one["throughput"] == 100 and eight["throughput"] == 800
-    assert one["latency_p50_ms"] == pytest.approx(10) and one["latency_max_ms"] == pytest.approx(90)
-    assert one["latency_p99_ms"] == pytest.approx(50.4)
-    assert one["latency_mean_ms"] == pytest.approx(11.2)
+    assert one.throughput == 100 and eight.throughput == 800
+    assert one.latency_p50_ms == pytest.approx(10) and one.latency_max_ms == pytest.approx(90)
+    assert one.latency_p99_ms == pytest.approx(50.4)
+    assert one.latency_mean_ms == pytest.approx(11.2)
     # L4: 300 GB/s, and a batch of one moves 1e7 + 5e7 bytes.
-    assert one["ceiling"] == pytest.approx(300e9 / 6e7) and one["ceiling_bound"] == "memory"
-    assert one["share_of_ceiling"] == pytest.approx(100 / 5000)
-    assert eight["ceiling"] == pytest.approx(121e12 / 8e9) and eight["ceiling_bound"] == "compute"
+    assert one.ceiling == pytest.approx(300e9 / 6e7) and one.ceiling_bound == "memory"
+    assert one.share_of_ceiling == pytest.approx(100 / 5000)
+    assert eight.ceiling == pytest.approx(121e12 / 8e9) and eight.ceiling_bound == "compute"
 
 
 def test_csv_and_plot(report, tmp_path):
