@@ -24,7 +24,7 @@ SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
   $(call flag,DATA,--data) $(call flag,LIMIT,--limit) $(call flag,METHOD,--method)
 BATCH_SIZES = $(call flag,MIN_BATCH,--min-batch) $(call flag,OPT_BATCH,--opt-batch) $(call flag,MAX_BATCH,--max-batch)
 
-.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test lint train-shipped setup \
+.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test test-quick lint train-shipped setup \
   clean distclean check-build check-calibrate check-bundle check-data check-images
 
 help:  ## this text
@@ -95,6 +95,9 @@ test: $(READY)  ## the tests
 	$(RUN) tests/cuda_emulator/build.py || echo "the tests of the CUDA runner will be skipped"
 	$(RUN) -m pytest $(ARGS)
 
+test-quick: $(READY)  ## the tests that build no bundle, in under two minutes
+	$(RUN) -m pytest -m "not slow and not long" $(ARGS)
+
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -111,7 +114,7 @@ train-shipped: $(READY)  ## train the shipped model again (needs Debian's datase
 
 setup: $(READY)  ## make .venv only
 
-$(INSTALLED): setup.py constraints.txt
+$(INSTALLED): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version). Pass PYTHON=..." >&2; exit 2; }
 	@echo "setting up $(VENV) (a few minutes the first time)"

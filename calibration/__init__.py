@@ -1,37 +1,54 @@
 """From images to activation ranges to a calibration cache.
 
-:func:`calibration.streaming.collect` streams images and gives :class:`Statistics`; those give scales by any method;
-scales with their provenance are a :class:`CalibrationCache`.
+:func:`calibrate` runs images through a graph once and gives a :class:`CalibrationCache`, scales with their provenance.
+:func:`calibration.streaming.collect` is the pass by itself: its :class:`Statistics` give scales by any method.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from infer import __version__ as __version__
 
 if TYPE_CHECKING:
     from calibration.cache import CalibrationCache as CalibrationCache
-    from calibration.cache import Coverage as Coverage
     from calibration.cache import check_matches as check_matches
     from calibration.cache import read_cache as read_cache
     from calibration.cache import write_cache as write_cache
+    from calibration.from_images import Calibrated as Calibrated
+    from calibration.from_images import calibrate as calibrate
     from calibration.provenance import Provenance as Provenance
+    from calibration.request import Request as Request
     from calibration.statistics import Statistics as Statistics
 
-# `collect` is missing on purpose: the package attribute of that name is the module.
 _HOMES = {
-    "CalibrationCache": "cache",
-    "Coverage": "cache",
-    "Provenance": "provenance",
-    "Statistics": "statistics",
-    "check_matches": "cache",
-    "read_cache": "cache",
-    "write_cache": "cache",
+    "Calibrated": "calibration.from_images",
+    "CalibrationCache": "calibration.cache",
+    "Provenance": "calibration.provenance",
+    "Request": "calibration.request",
+    "Statistics": "calibration.statistics",
+    "calibrate": "calibration.from_images",
+    "check_matches": "calibration.cache",
+    "read_cache": "calibration.cache",
+    "write_cache": "calibration.cache",
 }
-__all__ = list(_HOMES)
+__all__ = [
+    "Calibrated",
+    "CalibrationCache",
+    "Provenance",
+    "Request",
+    "Statistics",
+    "__version__",
+    "calibrate",
+    "check_matches",
+    "read_cache",
+    "write_cache",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"calibration.{_HOMES[name]}"), name)
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

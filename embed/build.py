@@ -117,7 +117,7 @@ def _structures(header: str) -> str:
 
 def _constants(libpython: str) -> dict[str, str]:
     """What the library knows of the Python that builds it."""
-    version = re.search(r'__version__ = "(.+)"', (HERE.parent / "engine_build/__init__.py").read_text())
+    version = re.search(r'__version__ = "(.+)"', (HERE.parent / "infer/__init__.py").read_text())
     assert version is not None
     return {
         "IRESNET_VERSION": version[1],

@@ -13,7 +13,7 @@ from rich.table import Table
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.network.zoo import find_model
 from engine_build.targets import BuildSettings
-from infer.errors import AccuracyError
+from infer.errors import AccuracyError, InputError
 from infer.predictions import Prediction
 from infer.runner import open_bundle
 from infer.terminal import human_bytes
@@ -32,11 +32,17 @@ def demo(output: Path, console: Console) -> None:
         console: for progress and results.
 
     Raises:
+        InputError: the test images are not here.
         AccuracyError: a bundle misses its threshold.
     """
     row = find_model(MODEL)
     assert row.shipped is not None
     data = row.shipped / "test.tar.gz"
+    if not data.is_file():
+        raise InputError(
+            f"the demo's test images are not installed with the package; copy {data.name} from the source "
+            f"distribution (pip download --no-binary :all: --no-deps iresnet-trt) or the repository to {data}"
+        )
     options = BuildOptions(MODEL, settings=BuildSettings(progress=console.is_terminal), offline=True)
     results: list[tuple[str, list[list[str]], Verification]] = []
     for precision in PRECISIONS:

@@ -17,6 +17,19 @@ import pytest
 
 SHIPPED = "iresnet50_fashion"
 
+#: Fixtures that build bundles of a whole network, and folders whose tests build or run many things.
+_LONG_FIXTURES = {"shipped", "untrained", "build_once"}
+_LONG_FOLDERS = ("embed", "engine_build/checks", "engine_build/network", "engine_build/quantise", "infer/backends")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as ``long`` what ``make test-quick`` leaves out."""
+    here = Path(__file__).parent
+    for item in items:
+        folder = item.path.parent.relative_to(here).as_posix()
+        if folder.startswith(_LONG_FOLDERS) or _LONG_FIXTURES & set(item.fixturenames):
+            item.add_marker("long")
+
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> Path:

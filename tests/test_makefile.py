@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 @pytest.fixture
 def make(tmp_path):
     """``make`` in a folder that has the Makefile and the table of models, and what the installation looks at."""
-    for name in ("Makefile", "setup.py", "constraints.txt"):
+    for name in ("Makefile", "setup.py", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "engine_build/network").mkdir(parents=True)
     shutil.copy(ROOT / "engine_build/network/zoo.py", tmp_path / "engine_build/network")

@@ -1,0 +1,1 @@
+"""The networks: their architecture, the table of models, weights and labels."""

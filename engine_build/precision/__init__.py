@@ -1,0 +1,1 @@
+"""Types written into a graph: casts, and what has to stay float32."""

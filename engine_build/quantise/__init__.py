@@ -1,0 +1,1 @@
+"""int8, fp8 and mixed precision written into a graph."""

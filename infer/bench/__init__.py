@@ -1,0 +1,1 @@
+"""``iresnet bench``: throughput, latency, and how far the hardware would allow."""

@@ -1,0 +1,1 @@
+"""``iresnet classify``: a few images or millions of them."""

@@ -1,0 +1,1 @@
+"""Bundles inside other programs: C and C++, and NVIDIA Polygraphy."""

@@ -1,0 +1,1 @@
+"""``iresnet verify``: accuracy against labels and against FP32."""
