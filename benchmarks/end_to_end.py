@@ -73,7 +73,7 @@ Way = Callable[[float], int]  # runs for some seconds, returns how many images c
 
 
 def ours(bundle: Path, files: list[Path], _batch: int) -> Way:
-    """The path of ``python -m infer classify``."""
+    """The path of ``iresnet classify``."""
     from infer.predictions import rank
     from infer.runner import open_bundle
     from infer.sources import iter_records
