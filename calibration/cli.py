@@ -45,9 +45,13 @@ def run(
     request = Request(tuple(data), limit, method, {} if percentile is None else {"percentile": percentile}, seed)
     with progress("calibrate", limit) as advance:
         result = calibrate(
-            onnx.load(bundle / GRAPH), manifest.preprocessing, request, tool=manifest.tool,
-            network_revision=manifest.model.network_revision, progress=lambda done: advance(1),
-        )  # fmt: skip
+            onnx.load(bundle / GRAPH),
+            manifest.preprocessing,
+            request,
+            tool=manifest.tool,
+            network_revision=manifest.model.network_revision,
+            progress=lambda done: advance(1),
+        )
     for line in (*result.failures, *result.statistics.warnings):
         print(line, file=sys.stderr)
     write_cache(output, result.cache)

@@ -89,10 +89,17 @@ def calibrate(
         name: statistics.amax(name, steps) for name in METHODS if name != request.method
     }
     provenance = Provenance(
-        graph_sha256=graph_sha256(graph), data_sha256=statistics.data_hash, images=statistics.images,
-        method=request.method, parameters=dict(request.parameters), created=now(), tool=tool,
-        preprocessing=spec.to_json(), amax=others, network_revision=network_revision,
-    )  # fmt: skip
+        graph_sha256=graph_sha256(graph),
+        data_sha256=statistics.data_hash,
+        images=statistics.images,
+        method=request.method,
+        parameters=dict(request.parameters),
+        created=now(),
+        tool=tool,
+        preprocessing=spec.to_json(),
+        amax=others,
+        network_revision=network_revision,
+    )
     scales = statistics.scales(request.method, steps, **request.parameters)
     return Calibrated(CalibrationCache(scales, provenance=provenance), statistics, failures)
 

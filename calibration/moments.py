@@ -122,10 +122,15 @@ def layer_inputs(
             continue
         pads = {b"NOTSET": tuple(attribute(node, "pads", (0, 0, 0, 0))), b"VALID": (0, 0, 0, 0)}.get(automatic)
         found[node.name] = LayerInput(
-            node.input[0], scale, offset, (kernel[0], kernel[1]),
-            strides=tuple(attribute(node, "strides", (1, 1))), dilations=tuple(attribute(node, "dilations", (1, 1))),
-            pads=pads, groups=attribute(node, "group", 1),
-        )  # fmt: skip
+            node.input[0],
+            scale,
+            offset,
+            (kernel[0], kernel[1]),
+            strides=tuple(attribute(node, "strides", (1, 1))),
+            dilations=tuple(attribute(node, "dilations", (1, 1))),
+            pads=pads,
+            groups=attribute(node, "group", 1),
+        )
     return found
 
 

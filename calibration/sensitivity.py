@@ -156,9 +156,13 @@ def with_rounding(segment: Segment, name: str, rounding: Rounding) -> Segment:
 def _round(index: Index, nodes: list[onnx.NodeProto], tensor: str, prefix: str, scale: float, offset: float) -> str:
     """Append nodes that round ``tensor``; gives the name of the result."""
     steps = (
-        ("Sub", (offset,)), ("Div", (scale,)), ("Round", ()), ("Clip", (float(LOWEST), float(HIGHEST))),
-        ("Mul", (scale,)), ("Add", (offset,)),
-    )  # fmt: skip
+        ("Sub", (offset,)),
+        ("Div", (scale,)),
+        ("Round", ()),
+        ("Clip", (float(LOWEST), float(HIGHEST))),
+        ("Mul", (scale,)),
+        ("Add", (offset,)),
+    )
     for operator, values in steps:
         if operator in ("Sub", "Add") and not offset:
             continue

@@ -121,19 +121,34 @@ def build(options: BuildOptions, steps: Steps | None = None) -> tuple[Path, Mani
         with steps.step("known answers"):
             answers = known_answers(graph, options.precision, source.spec.crop, work)
         build_one = partial(
-            build_target, precision=options.precision, settings=options.settings,
-            quantised_nodes=quantised.quantised.nodes if quantised else (), float32_nodes=float32,
-        )  # fmt: skip
+            build_target,
+            precision=options.precision,
+            settings=options.settings,
+            quantised_nodes=quantised.quantised.nodes if quantised else (),
+            float32_nodes=float32,
+        )
         plans, left_out = build_each(targets, named, work, build_one, steps)
         manifest = Manifest(
-            format=FORMAT, created=now(), tool=tool_name(), model=source.info, precision=options.precision,
-            graph=file_entry(work, GRAPH), inputs=_tensors(graph.graph.input), outputs=_tensors(graph.graph.output),
-            batch=options.settings.batch, preprocessing=source.spec, labels=file_entry(work, LABELS),
-            plans=plans, wnids=wnids, gmac=count_gmac(source.graph), float32_nodes=float32, known_answers=answers,
+            format=FORMAT,
+            created=now(),
+            tool=tool_name(),
+            model=source.info,
+            precision=options.precision,
+            graph=file_entry(work, GRAPH),
+            inputs=_tensors(graph.graph.input),
+            outputs=_tensors(graph.graph.output),
+            batch=options.settings.batch,
+            preprocessing=source.spec,
+            labels=file_entry(work, LABELS),
+            plans=plans,
+            wnids=wnids,
+            gmac=count_gmac(source.graph),
+            float32_nodes=float32,
+            known_answers=answers,
             notes=[*notes, *left_out, *warnings(answers)],
             calibration=quantised.record() if quantised else None,
             pair_safe=options.precision in ("int8", "auto") and int8.pair_safe,
-        )  # fmt: skip
+        )
         with steps.step("self-test"):
 
             def check(plan: Plan) -> None:

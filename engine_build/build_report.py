@@ -21,17 +21,29 @@ if TYPE_CHECKING:
 def as_record(folder: Path, manifest: Manifest, steps: Steps) -> dict[str, Any]:
     """The result as JSON values: plans with their audits, times in seconds, notes."""
     return {
-        "bundle": str(folder), "model": manifest.model.name, "precision": manifest.precision,
-        "trained": manifest.model.trained, "weights": manifest.model.weights, "seconds": steps.seconds,
-        "float32_nodes": manifest.float32_nodes, "notes": manifest.notes,
+        "bundle": str(folder),
+        "model": manifest.model.name,
+        "precision": manifest.precision,
+        "trained": manifest.model.trained,
+        "weights": manifest.model.weights,
+        "seconds": steps.seconds,
+        "float32_nodes": manifest.float32_nodes,
+        "notes": manifest.notes,
         "checks": msgspec.to_builtins(manifest.checks),
         "plans": [
-            {"target": p.target, "files": [f.file for f in p.files], "version": p.version, "seconds": p.seconds,
-             "compute_capabilities": p.compute_capabilities, "gpu": p.gpu, "notes": p.notes,
-             "audit": msgspec.to_builtins(p.audit.summary) if p.audit else None}
+            {
+                "target": p.target,
+                "files": [f.file for f in p.files],
+                "version": p.version,
+                "seconds": p.seconds,
+                "compute_capabilities": p.compute_capabilities,
+                "gpu": p.gpu,
+                "notes": p.notes,
+                "audit": msgspec.to_builtins(p.audit.summary) if p.audit else None,
+            }
             for p in manifest.plans
         ],
-    }  # fmt: skip
+    }
 
 
 _ROWS: tuple[tuple[str, Callable[[Plan, AuditSummary], str]], ...] = (
@@ -77,8 +89,10 @@ def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
     if not manifest.model.trained:
         out.print(
             f"WARNING: {manifest.model.name} has RANDOM weights: good for inspection and benchmarks, its predictions "
-            "mean nothing. Pass a checkpoint with WEIGHTS=path (--weights).", style="bold yellow", markup=False,
-        )  # fmt: skip
+            "mean nothing. Pass a checkpoint with WEIGHTS=path (--weights).",
+            style="bold yellow",
+            markup=False,
+        )
 
 
 def _mix(counts: dict[str, int]) -> str:

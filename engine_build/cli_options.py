@@ -18,9 +18,12 @@ from infer.choices import Interpolation, Precision, Target
 from infer.errors import InputError
 
 _WEIGHTS, _PIXELS, _INT8, _AUTO, _TENSORRT = (
-    "Weights", "Pre-processing of your own graph", "int8, fp8 and auto: calibration", "auto: the budget",
+    "Weights",
+    "Pre-processing of your own graph",
+    "int8, fp8 and auto: calibration",
+    "auto: the budget",
     "TensorRT",
-)  # fmt: skip
+)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model of the table (see: models), or a name for --onnx.")

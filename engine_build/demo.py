@@ -95,11 +95,14 @@ def _print_results(console: Console, results: list[tuple[str, list[list[str]], V
         for number, (target, kernels, size) in enumerate(plans):
             measured = target == found.target
             table.add_row(
-                precision if number == 0 else "", target, kernels, size,
+                precision if number == 0 else "",
+                target,
+                kernels,
+                size,
                 f"{found.figures.top1:.2f} %" if measured else "on a GPU",
                 f"{found.figures.agreement:.2f} %" if measured else "",
                 _outcome(found.outcome) if measured else "",
-            )  # fmt: skip
+            )
     console.print(table)
     first = results[0][2].accuracy
     console.print(

@@ -18,10 +18,20 @@ R = TypeVar("R")
 DISTRIBUTION = "iresnet-trt"
 #: Packages that are not always there, and the extra of ours that brings each.
 EXTRAS = {
-    "torch": "build", "onnx": "build", "onnxscript": "build", "onnxruntime": "build", "safetensors": "build",
-    "gdown": "build", "openvino": "openvino", "tensorrt": "gpu", "pycuda": "gpu", "nvidia": "dali",
-    "pyarrow": "parquet", "matplotlib": "report", "polygraphy": "test",
-}  # fmt: skip
+    "torch": "build",
+    "onnx": "build",
+    "onnxscript": "build",
+    "onnxruntime": "build",
+    "safetensors": "build",
+    "gdown": "build",
+    "openvino": "openvino",
+    "tensorrt": "gpu",
+    "pycuda": "gpu",
+    "nvidia": "dali",
+    "pyarrow": "parquet",
+    "matplotlib": "report",
+    "polygraphy": "test",
+}
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -230,9 +230,15 @@ class Runner:
         from infer.pipeline import run_records
 
         return run_records(
-            self.backend, self.preprocessing, records,
-            workers=workers, strict=strict, fast=fast, decoder=decoder, waiting=waiting,
-        )  # fmt: skip
+            self.backend,
+            self.preprocessing,
+            records,
+            workers=workers,
+            strict=strict,
+            fast=fast,
+            decoder=decoder,
+            waiting=waiting,
+        )
 
     def _no_outputs(self) -> Outputs:
         classes, k = self.manifest.model.num_classes, self.manifest.outputs[1].shape[1]

@@ -27,9 +27,22 @@ if TYPE_CHECKING:
 _LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # What these make of numbers that are rounded already is rounded too.
 _EXACT = (
-    "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Relu", "Reshape", "Slice", "Split",
-    "Squeeze", "Transpose", "Unsqueeze",
-)  # fmt: skip
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Relu",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
 _BATCH = 16
 
 

@@ -42,8 +42,13 @@ _NOTHING = -99.0
 # Between float32 and the typed graph such roundings are those of the precision itself: E4M3 has 3 bits, and a common
 # value of int8 is 2^5 steps. Between that graph and a plan they are what its kernels round.
 _GRAPH_ROUNDOFF = {
-    "fp32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-6, "auto": 2.0**-6, "fp8": 2.0**-4,
-}  # fmt: skip
+    "fp32": 2.0**-11,
+    "fp16": 2.0**-11,
+    "bf16": 2.0**-8,
+    "int8": 2.0**-6,
+    "auto": 2.0**-6,
+    "fp8": 2.0**-4,
+}
 # Images by the work of one: enough to be sharp, few enough to cost seconds.
 _GMAC, _FEWEST, _MOST = 64.0, 8, 64
 _BATCH = 16
@@ -242,11 +247,17 @@ class Gates:
     def _add(self, target: str, against: str, found: Comparison, engine: str, started: float) -> None:
         self.checks.append(
             BuildCheck(
-                target=target, precision=self._precision, against=against, images=found.images,
-                sqnr_db=found.sqnr_db, agreement=found.agreement, floor_db=found.floor_db, engine=engine,
+                target=target,
+                precision=self._precision,
+                against=against,
+                images=found.images,
+                sqnr_db=found.sqnr_db,
+                agreement=found.agreement,
+                floor_db=found.floor_db,
+                engine=engine,
                 seconds=time.monotonic() - started,
             )
-        )  # fmt: skip
+        )
 
 
 def _decibels(value: float | None) -> str:

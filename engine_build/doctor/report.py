@@ -22,9 +22,21 @@ from infer.pipeline.host import usable_cpus
 
 #: What int8 and 16-bit kernels of CPUs are made of, as Linux calls them (docs/int8.md).
 _INSTRUCTIONS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
 #: Distributions that hold the packages of other names.
 _DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130"}
 _OWN = ("numpy", "pillow", "msgspec", "typer", "rich")

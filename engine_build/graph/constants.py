@@ -19,8 +19,14 @@ from engine_build.graph.shapes import infer_shapes
 # A result may have as many elements as what it is computed from, or so many.
 _SMALL = 1 << 20
 _RANDOM = (
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-)  # fmt: skip
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
 _PARTS = {
     "BatchNormalization": ("", "scale", "shift", "mean", "variance"),
     "Conv": ("", "weight", "bias"),

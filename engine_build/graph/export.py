@@ -29,9 +29,15 @@ def export_torch(model: torch.nn.Module, spec: Preprocessing) -> tuple[onnx.Mode
     with warnings.catch_warnings(), silence, torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.eval(), (example,), dynamo=True, verbose=False, opset_version=OPSET,
-            input_names=[INPUT], output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+            model.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[LOGITS],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None
     graph = onnx.ModelProto()
     graph.CopyFrom(program.model_proto)

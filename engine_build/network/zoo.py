@@ -60,29 +60,43 @@ _D50, _D101, _D152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
 FASHION = Preprocessing(64, 64, mean=(0.2860,) * 3, std=(0.3530,) * 3, interpolation="bilinear")
 
+
+def _official(
+    name: str, arch: Architecture, drive_id: str | None = None, top1: float | None = None, top5: float | None = None
+) -> Model:
+    return Model(name, arch, top1=top1, top5=top5, drive_id=drive_id)
+
+
+def _bottleneck(*depths: int) -> Architecture:
+    first, second, third, fourth = depths
+    return Architecture("bottleneck", (first, second, third, fourth))
+
+
 _MODELS = (
-    Model("iresnet18", Architecture("basic", (2, 2, 2, 2))),
-    Model("iresnet34", Architecture("basic", (3, 4, 6, 3))),
-    Model("iresnet50", Architecture("bottleneck", _D50), top1=77.31, top5=93.588,
-          drive_id="1Waw3ob8KPXCY9iCLdAD6RUA0nvVguc6K"),
-    Model("iresnet101", Architecture("bottleneck", _D101), top1=78.64, top5=94.238,
-          drive_id="1cZ4XhwZfUOm_o0WZvenknHIqgeqkY34y"),
-    Model("iresnet152", Architecture("bottleneck", _D152), top1=79.34, top5=94.508,
-          drive_id="10heFLYX7VNlaSrDy4SZbdOOV9xwzwyli"),
-    Model("iresnet200", Architecture("bottleneck", (3, 24, 36, 3)), top1=79.48, top5=94.626,
-          drive_id="1Ao-f--jNU7MYPqSW8UMonXVrq3mkLRpW"),
-    Model("iresnet302", Architecture("bottleneck", (4, 34, 58, 4)), drive_id="1UcyvLhLzORJZBUQDNJdsx3USCloXZT6V"),
-    Model("iresnet404", Architecture("bottleneck", (4, 46, 80, 4)), drive_id="1hEOHErsD6AF1b3qQi56mgxvYDneTvMIq"),
-    Model("iresnet1001", Architecture("bottleneck", (4, 155, 170, 4))),  # in the official code, without weights
-    Model("iresgroup50", _group(_D50), drive_id="1mCcUKTLbJfjLr2ZiUZPT89wlNf6WxWr_"),
-    Model("iresgroup101", _group(_D101), drive_id="1i_btVQzQeXFgHFfDi5nTEb_fb7gCtqLG"),
-    Model("iresgroup152", _group(_D152), drive_id="1rXDMj-yWcKEiO3LILLZlarh69HEibXMc"),
-    Model("iresgroupfix50", _group_fix(_D50), drive_id="12oeCmPhaID2s3Doay8ZXMehnaaWqa_ek"),
-    Model("iresgroupfix101", _group_fix(_D101), drive_id="1A8MIGI1ZEIfaB1bn_NN4QkoHKGRGxW_i"),
-    Model("iresgroupfix152", _group_fix(_D152), drive_id="1s-4zKwbwlAJruSm-OFYmw96_qew7F2nw"),
-    Model("iresnet50_fashion", Architecture("bottleneck", _D50), width=0.25, num_classes=10,
-          preprocessing=FASHION, shipped=SHIPPED_DIR / "iresnet50_fashion"),
-)  # fmt: skip
+    _official("iresnet18", Architecture("basic", (2, 2, 2, 2))),
+    _official("iresnet34", Architecture("basic", (3, 4, 6, 3))),
+    _official("iresnet50", _bottleneck(*_D50), "1Waw3ob8KPXCY9iCLdAD6RUA0nvVguc6K", 77.31, 93.588),
+    _official("iresnet101", _bottleneck(*_D101), "1cZ4XhwZfUOm_o0WZvenknHIqgeqkY34y", 78.64, 94.238),
+    _official("iresnet152", _bottleneck(*_D152), "10heFLYX7VNlaSrDy4SZbdOOV9xwzwyli", 79.34, 94.508),
+    _official("iresnet200", _bottleneck(3, 24, 36, 3), "1Ao-f--jNU7MYPqSW8UMonXVrq3mkLRpW", 79.48, 94.626),
+    _official("iresnet302", _bottleneck(4, 34, 58, 4), "1UcyvLhLzORJZBUQDNJdsx3USCloXZT6V"),
+    _official("iresnet404", _bottleneck(4, 46, 80, 4), "1hEOHErsD6AF1b3qQi56mgxvYDneTvMIq"),
+    _official("iresnet1001", _bottleneck(4, 155, 170, 4)),  # in the official code, without weights
+    _official("iresgroup50", _group(_D50), "1mCcUKTLbJfjLr2ZiUZPT89wlNf6WxWr_"),
+    _official("iresgroup101", _group(_D101), "1i_btVQzQeXFgHFfDi5nTEb_fb7gCtqLG"),
+    _official("iresgroup152", _group(_D152), "1rXDMj-yWcKEiO3LILLZlarh69HEibXMc"),
+    _official("iresgroupfix50", _group_fix(_D50), "12oeCmPhaID2s3Doay8ZXMehnaaWqa_ek"),
+    _official("iresgroupfix101", _group_fix(_D101), "1A8MIGI1ZEIfaB1bn_NN4QkoHKGRGxW_i"),
+    _official("iresgroupfix152", _group_fix(_D152), "1s-4zKwbwlAJruSm-OFYmw96_qew7F2nw"),
+    Model(
+        "iresnet50_fashion",
+        _bottleneck(*_D50),
+        width=0.25,
+        num_classes=10,
+        preprocessing=FASHION,
+        shipped=SHIPPED_DIR / "iresnet50_fashion",
+    ),
+)
 
 MODELS: dict[str, Model] = {model.name: model for model in _MODELS}
 

@@ -177,9 +177,13 @@ class _Search:
         if self._latest[0] != layers:
             exclude = {*self._int8_options.exclude, *layers}
             found = insert_qdq(
-                self._source.graph, self._int8.cache.amax(), self._int8_options.placement, exclude,
-                pair_safe=self._int8_options.pair_safe, rounded=self._int8.rounded.weights,
-            )  # fmt: skip
+                self._source.graph,
+                self._int8.cache.amax(),
+                self._int8_options.placement,
+                exclude,
+                pair_safe=self._int8_options.pair_safe,
+                rounded=self._int8.rounded.weights,
+            )
             self._latest = (layers, *found)
         return self._latest[1:]
 

@@ -113,9 +113,13 @@ def quantise(
         notes.append(f"the calibration cache does not cover every tensor: {fit}; what reads them stays float")
     rounded = _rounded(source, cache, options, say)
     graph, quantised = insert_qdq(
-        source.graph, cache.amax(), options.placement, options.exclude,
-        pair_safe=options.pair_safe, rounded=rounded.weights,
-    )  # fmt: skip
+        source.graph,
+        cache.amax(),
+        options.placement,
+        options.exclude,
+        pair_safe=options.pair_safe,
+        rounded=rounded.weights,
+    )
     if formless := floating_products(Index(source.graph)):
         notes.append(
             f"{len(formless)} convolutions and products have no int8 form and stay floating point: {_named(formless)}"
@@ -139,9 +143,14 @@ def _rounded(
         return RoundedLayers({}, reason=reason)
     with progress("round weights", len(images)) as advance:
         rounded = round_layers(
-            source.graph, images, layer_scales(Index(source.graph), cache.amax(), options.placement, options.exclude),
-            exclude=options.exclude, method=options.placement.weights, pair_safe=options.pair_safe, progress=advance,
-        )  # fmt: skip
+            source.graph,
+            images,
+            layer_scales(Index(source.graph), cache.amax(), options.placement, options.exclude),
+            exclude=options.exclude,
+            method=options.placement.weights,
+            pair_safe=options.pair_safe,
+            progress=advance,
+        )
     say(f"weights: {len(rounded.weights)} layers rounded by the second moments of {rounded.images} images")
     return rounded
 
@@ -259,9 +268,13 @@ def make_cache(
     request = with_images(source, request)
     with progress("calibrate", request.limit) as advance:
         result = calibrate(
-            source.graph, source.spec, request, tool=tool, network_revision=source.info.network_revision,
+            source.graph,
+            source.spec,
+            request,
+            tool=tool,
+            network_revision=source.info.network_revision,
             progress=lambda done: advance(1),
-        )  # fmt: skip
+        )
     for line in (*result.failures, *result.statistics.warnings):
         say(f"calibration: {line}")
     write_cache(target, result.cache)

@@ -76,9 +76,11 @@ def round_layers(
     found: dict[str, RoundedWeights] = {}
     for number, names in enumerate(_passes(sizes)):
         taken = collect_moments(
-            graph, (images[at : at + 1] for at in range(len(images))), {name: inputs[name] for name in names},
+            graph,
+            (images[at : at + 1] for at in range(len(images))),
+            {name: inputs[name] for name in names},
             progress if number == 0 else lambda done: None,
-        )  # fmt: skip
+        )
         for node in nodes:
             if node.name in taken:
                 weight, moments = index.value(node.input[1]), taken.pop(node.name)

@@ -32,8 +32,17 @@ from engine_build.network.zoo import create_model, find_model
 
 MODEL = "iresnet50_fashion"
 CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -92,8 +101,10 @@ def train(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
+        lr=args.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
     steps = len(images) // args.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.25, cycle_momentum=False, final_div_factor=1e3
@@ -117,8 +128,11 @@ def train(model: nn.Module, args: argparse.Namespace) -> nn.Module:
             if args.max_steps and step + 1 >= args.max_steps:
                 break
         shown = accuracy(model, test_images, test_labels, size)
-        print(f"epoch {epoch + 1}/{args.epochs} size {size} loss {total / steps:.4f} "
-              f"test {shown:.2f} % {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"epoch {epoch + 1}/{args.epochs} size {size} loss {total / steps:.4f} "
+            f"test {shown:.2f} % {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         if args.max_steps:
             break
     return model.eval()

@@ -106,15 +106,19 @@ def _build_tensorrt(
 
     name = f"{target}.plan"
     request = PlanRequest(
-        graph=folder / GRAPH, plan=folder / name,
+        graph=folder / GRAPH,
+        plan=folder / name,
         profile=settings.batch,
-        workspace=settings.workspace, timing_cache=settings.timing_cache if target == "tensorrt" else None,
+        workspace=settings.workspace,
+        timing_cache=settings.timing_cache if target == "tensorrt" else None,
         compute_capabilities=settings.compute_capabilities if target == "tensorrt_rtx" else None,
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible and target == "tensorrt",
-        optimization_level=settings.optimization_level, tf32=settings.tf32,
-        max_aux_streams=settings.max_aux_streams, avg_timing_iterations=settings.avg_timing_iterations,
-    )  # fmt: skip
+        optimization_level=settings.optimization_level,
+        tf32=settings.tf32,
+        max_aux_streams=settings.max_aux_streams,
+        avg_timing_iterations=settings.avg_timing_iterations,
+    )
 
     def gate(audit: PlanAudit) -> None:
         if quantised_nodes:
@@ -123,9 +127,14 @@ def _build_tensorrt(
 
     built = build_plan(target, request, settings.progress, gate)
     return Plan(
-        target=target, files=[file_entry(folder, name)], version=built.version,
+        target=target,
+        files=[file_entry(folder, name)],
+        version=built.version,
         gpu=None if built.gpu is None else built.gpu.name,
-        compute_capabilities=list(built.compute_capabilities), version_compatible=settings.version_compatible,
-        hardware_compatible=request.hardware_compatible, audit=built.audit.record(), seconds=built.seconds,
+        compute_capabilities=list(built.compute_capabilities),
+        version_compatible=settings.version_compatible,
+        hardware_compatible=request.hardware_compatible,
+        audit=built.audit.record(),
+        seconds=built.seconds,
         notes=list(built.notes),
-    )  # fmt: skip
+    )

@@ -122,13 +122,20 @@ def _open_tensorrt(path: Path, manifest: Manifest, plan: Plan, gpu: GpuOptions, 
         )
     logits, scores = manifest.outputs[0].shape, manifest.outputs[1].shape
     backend = TensorRTBackend(
-        path, plan.target, input_shape=manifest.inputs[0].shape[1:], num_classes=logits[1], top_k=scores[1],
-        runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None, options=gpu,
-    )  # fmt: skip
+        path,
+        plan.target,
+        input_shape=manifest.inputs[0].shape[1:],
+        num_classes=logits[1],
+        top_k=scores[1],
+        runtime_cache=path.with_suffix(".jit") if plan.target == RTX else None,
+        options=gpu,
+    )
     machine = {
-        "device": f"{device.name}, {device.compute_capability}", "driver": driver_version(),
-        "library": f"{plan.target} {version}", "options": str(sorted(backend.flags.items())),
-    }  # fmt: skip
+        "device": f"{device.name}, {device.compute_capability}",
+        "driver": driver_version(),
+        "library": f"{plan.target} {version}",
+        "options": str(sorted(backend.flags.items())),
+    }
     try:
         for batch in sorted({1, backend.max_batch}):
             test(batch, backend.infer, machine)

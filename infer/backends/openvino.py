@@ -225,9 +225,12 @@ class OpenVINOBackend(HostBackend):
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
         options = sorted((key, str(value)) for key, value in self._options.items() if key != "CACHE_DIR")
         return {
-            "device": self._name, "processor": processor(), "instructions": instructions,
-            "library": f"openvino {openvino.__version__}", "options": str([*options, ("threads", threads)]),
-        }  # fmt: skip
+            "device": self._name,
+            "processor": processor(),
+            "instructions": instructions,
+            "library": f"openvino {openvino.__version__}",
+            "options": str([*options, ("threads", threads)]),
+        }
 
     def _compile(self, size: int) -> Pool:
         model = self._model.clone()

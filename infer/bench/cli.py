@@ -48,7 +48,7 @@ def bench(
 
     options = Options(
         numbers("--batch", batch), numbers("--in-flight", in_flight), duration, iterations, warm_up, repeat
-    )  # fmt: skip
+    )
     chosen = [] if roofline in (None, "all") else find_gpus(_words(roofline or ""))
     captured = tuple(options.batches or DEFAULT_BATCHES)
     on_gpu = GpuOptions(device=device, slots=slots, cuda_graphs=graphs, graph_batches=captured, spin=spin)
@@ -71,9 +71,16 @@ def bench(
         if work is not None and roofline == "all":
             chosen = [known for known in known_gpus() if ceiling(work, known).runs]
         report = Report(
-            subject_of(runner), flags_of(runner), environment, options, points, gpu, work,
-            [ceiling(work, known) for known in chosen] if work else [], notes,
-        )  # fmt: skip
+            subject_of(runner),
+            flags_of(runner),
+            environment,
+            options,
+            points,
+            gpu,
+            work,
+            [ceiling(work, known) for known in chosen] if work else [],
+            notes,
+        )
     if csv is not None:
         report.write_csv(csv)
     if plot is not None:

@@ -239,9 +239,7 @@ def _run(backend: Backend, inputs: list[NDArray[np.uint8]], depth: int, options:
     assert first is not None
     start, hand, end = (np.array(times) for times in (started, handed, finished))
     inside = (end > opened) & (end <= closed)
-    return Run(
-        len(inputs[0]), closed - opened, int(inside.sum()), (end - start)[first:], (hand - start)[first:], cpu
-    )  # fmt: skip
+    return Run(len(inputs[0]), closed - opened, int(inside.sum()), (end - start)[first:], (hand - start)[first:], cpu)
 
 
 def _stages(backend: DeviceBackend, inputs: list[NDArray[np.uint8]]) -> StageSummary:

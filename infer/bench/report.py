@@ -28,11 +28,18 @@ if TYPE_CHECKING:
     from infer.runner import Runner
 
 _COLUMNS = (
-    ("batch", "batch"), ("in flight", "in_flight"), ("images/s", "throughput"), ("mean", "latency_mean_ms"),
-    *((f"p{p}", f"latency_p{p}_ms") for p in (50, 90, 95, 99)), ("CV %", "latency_cv"),
-    ("H2D", "h2d_ms"), ("compute", "compute_ms"), ("D2H", "d2h_ms"), ("enqueue", "enqueue_ms"),
+    ("batch", "batch"),
+    ("in flight", "in_flight"),
+    ("images/s", "throughput"),
+    ("mean", "latency_mean_ms"),
+    *((f"p{p}", f"latency_p{p}_ms") for p in (50, 90, 95, 99)),
+    ("CV %", "latency_cv"),
+    ("H2D", "h2d_ms"),
+    ("compute", "compute_ms"),
+    ("D2H", "d2h_ms"),
+    ("enqueue", "enqueue_ms"),
     ("of ceiling", "share_of_ceiling"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,17 @@ class Report:
             "flags": self.flags,
             "environment": self.environment,
             "options": {
-                "duration": options.duration, "iterations": options.iterations, "warm_up": options.warm_up,
-                "repeat": options.repeat, "seed": options.seed,
+                "duration": options.duration,
+                "iterations": options.iterations,
+                "warm_up": options.warm_up,
+                "repeat": options.repeat,
+                "seed": options.seed,
             },
             "points": msgspec.to_builtins(self.rows()),
             "work": self.work and asdict(self.work),
             "roofline": [top.to_json() for top in self.ceilings],
             "notes": self.notes,
-        }  # fmt: skip
+        }
 
     def write_csv(self, path: Path) -> None:
         """One line a point, with what identifies the run in front; written in one step."""
@@ -152,8 +162,12 @@ class Report:
         untrained = "" if subject["trained"] else ", UNTRAINED"
         table = Table(
             title=f"{subject['model']} {subject['precision']}{untrained} on {subject['target']}, {subject['device']}",
-            title_justify="left", caption="times in ms", caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0),
-        )  # fmt: skip
+            title_justify="left",
+            caption="times in ms",
+            caption_justify="left",
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
         columns = [(head, key) for head, key in _COLUMNS if any(getattr(row, key) is not None for row in rows)]
         for head, _ in columns:
             table.add_column(head, justify="right")
@@ -206,9 +220,13 @@ def subject_of(runner: Runner) -> dict[str, Any]:
     """What was measured."""
     model = runner.manifest.model
     return {
-        "bundle": str(runner.folder), "model": model.name, "precision": runner.manifest.precision,
-        "trained": model.trained, "target": runner.target, "device": runner.backend.device,
-    }  # fmt: skip
+        "bundle": str(runner.folder),
+        "model": model.name,
+        "precision": runner.manifest.precision,
+        "trained": model.trained,
+        "target": runner.target,
+        "device": runner.backend.device,
+    }
 
 
 def flags_of(runner: Runner) -> dict[str, str]:

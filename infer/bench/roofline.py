@@ -158,10 +158,16 @@ def work_of(manifest: Manifest, target: str | None = None) -> Work:
         notes.append(f"convolutions and products run {listing}; the compute ceiling takes the fastest for all")
     capabilities = plans[0].compute_capabilities if plans else None
     return Work(
-        precisions, gmac, moved, float(summary.weight_bytes or 0) if summary else 0.0,
-        (summary and summary.batch) or manifest.batch.opt, height * width * channels,
-        plans[0].target if plans else "", tuple(capabilities) if capabilities else None, tuple(notes),
-    )  # fmt: skip
+        precisions,
+        gmac,
+        moved,
+        float(summary.weight_bytes or 0) if summary else 0.0,
+        (summary and summary.batch) or manifest.batch.opt,
+        height * width * channels,
+        plans[0].target if plans else "",
+        tuple(capabilities) if capabilities else None,
+        tuple(notes),
+    )
 
 
 @dataclass(frozen=True)
@@ -195,10 +201,16 @@ class Ceiling:
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "gpu": self.gpu.key, "batch": self.batch, "compute": self.compute, "memory": self.memory,
-            "transfer": self.transfer, "bound": self.bound, "ceiling": self.rate, "plan_runs": self.runs,
+            "gpu": self.gpu.key,
+            "batch": self.batch,
+            "compute": self.compute,
+            "memory": self.memory,
+            "transfer": self.transfer,
+            "bound": self.bound,
+            "ceiling": self.rate,
+            "plan_runs": self.runs,
             "source": self.gpu.source,
-        }  # fmt: skip
+        }
 
 
 def ceiling(work: Work, gpu: GpuPeaks, batch: int | None = None) -> Ceiling:

@@ -115,9 +115,13 @@ class TargetTest:
         if owner.mode == "never" or record is None:
             return
         key = {
-            **machine, "target": self.target, "batch": str(batch), "answers": record.file.sha256,
-            "floor": f"{record.floor_db:.3f}", "plan": _plan_key(self.files),
-        }  # fmt: skip
+            **machine,
+            "target": self.target,
+            "batch": str(batch),
+            "answers": record.file.sha256,
+            "floor": f"{record.floor_db:.3f}",
+            "plan": _plan_key(self.files),
+        }
         passes = Passes(owner.folder)
         if owner.mode == "new" and (known := passes.find(key)) is not None:
             owner.checked.append(msgspec.structs.replace(known, remembered=True))
@@ -127,11 +131,15 @@ class TargetTest:
         if compared.missed:
             raise KnownAnswersError(self._complaint(compared, batch, machine))
         found = Checked(
-            target=self.target, device=_device(machine), batch=batch,
+            target=self.target,
+            device=_device(machine),
+            batch=batch,
             outcome="passed" if record.floor_db >= TELLING_DB else "cannot tell",
             sqnr_db=None if compared.sqnr_db is None else round(compared.sqnr_db, 2),
-            floor_db=record.floor_db, checked=now(), seconds=round(time.perf_counter() - started, 3),
-        )  # fmt: skip
+            floor_db=record.floor_db,
+            checked=now(),
+            seconds=round(time.perf_counter() - started, 3),
+        )
         owner.checked.append(found)
         _LOG.info("%s: known answers on %s: %s", owner.folder, self.target, describe(found))
         passes.add(key, found)

@@ -111,9 +111,18 @@ def classify(
             ):
                 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, without the image's name
                 run_job(
-                    runner, records, sink, top=top, strict=strict, fast=fast_decode,
-                    decoder="dali" if gpu_decode else "host", meter=meter, tally=tally, failed=named, changed=changed,
-                )  # fmt: skip
+                    runner,
+                    records,
+                    sink,
+                    top=top,
+                    strict=strict,
+                    fast=fast_decode,
+                    decoder="dali" if gpu_decode else "host",
+                    meter=meter,
+                    tally=tally,
+                    failed=named,
+                    changed=changed,
+                )
 
         if partial is None:
             run(StreamSink(_json if as_json else _text))

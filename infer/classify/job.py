@@ -101,12 +101,16 @@ def identity(
     bundle = [manifest.graph.sha256, manifest.labels.sha256, manifest.preprocessing.to_json(), plans]
     return {
         "bundle": hashlib.sha256(json.dumps(bundle, sort_keys=True).encode()).hexdigest(),
-        "target": runner.target, "device": runner.backend.device, "batch": runner.backend.max_batch,
+        "target": runner.target,
+        "device": runner.backend.device,
+        "batch": runner.backend.max_batch,
         "inputs": [_described(text) for text in inputs],
         "lists": [_described(path, whole=True) for path in lists],
-        "shard": str(shard), "column": column, "top": top,
+        "shard": str(shard),
+        "column": column,
+        "top": top,
         "decoder": ", ".join(decoder),
-    }  # fmt: skip
+    }
 
 
 def _described(text: str, *, whole: bool = False) -> str:

@@ -47,14 +47,37 @@ MAX_BYTES = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 #: File name extensions of :data:`FORMATS`, lower case.
 EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
-     ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
-)  # fmt: skip
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+    )
+)
 
 _PLUGINS = (  # importing a plugin registers its driver in Image.OPEN
-    AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin,
-    TiffImagePlugin, WebPImagePlugin,
-)  # fmt: skip
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 # EXIF tag 0x0112 (EXIF 2.32, 4.6.4 A): how the stored image must be turned to stand upright.
 _ORIENTATION = 0x0112

@@ -89,10 +89,18 @@ class Tally:
     def counts(self) -> Counts:
         """The numbers that the percentages of :meth:`figures` follow from."""
         return Counts(
-            images=self.images, labelled=self.labelled, not_finite=self.not_finite, top1=self.top1, top5=self.top5,
-            reference_images=self.reference_images, reference_top1=self.reference_top1,
-            reference_top5=self.reference_top5, lost=self.lost, gained=self.gained, agreeing=self.agreeing,
-        )  # fmt: skip
+            images=self.images,
+            labelled=self.labelled,
+            not_finite=self.not_finite,
+            top1=self.top1,
+            top5=self.top5,
+            reference_images=self.reference_images,
+            reference_top1=self.reference_top1,
+            reference_top5=self.reference_top5,
+            lost=self.lost,
+            gained=self.gained,
+            agreeing=self.agreeing,
+        )
 
     def figures(self) -> Figures:
         """Every figure that the data allow; percentages rounded to 0.001."""
@@ -162,7 +170,15 @@ def record(
     plans = {plan.target: plan for plan in runner.manifest.plans}
     plan = plans.get(runner.target)
     return Accuracy(
-        target=runner.target, device=runner.backend.device, plan_sha256=plan.files[0].sha256 if plan else None,
-        data=data, reference=reference, outcome=verdict.outcome, verdict=verdict.reason, threshold=threshold,
-        measured=now(), counts=counts, figures=figures,
-    )  # fmt: skip
+        target=runner.target,
+        device=runner.backend.device,
+        plan_sha256=plan.files[0].sha256 if plan else None,
+        data=data,
+        reference=reference,
+        outcome=verdict.outcome,
+        verdict=verdict.reason,
+        threshold=threshold,
+        measured=now(),
+        counts=counts,
+        figures=figures,
+    )

@@ -68,10 +68,23 @@ def verify(
     for option, path in (("--report", report), ("--csv", csv)):
         check_output(option, path)
     result = verify_bundle(
-        bundle, data, reference=reference, reference_target=reference_target, target=target, ground_truth=ground_truth,
-        real=real, csv_file=csv, limit=limit, seed=seed, threshold=threshold, strict=strict,
-        allow_untrained=allow_untrained, threads=threads, layer_images=layers_limit, fast_decode=fast_decode,
-    )  # fmt: skip
+        bundle,
+        data,
+        reference=reference,
+        reference_target=reference_target,
+        target=target,
+        ground_truth=ground_truth,
+        real=real,
+        csv_file=csv,
+        limit=limit,
+        seed=seed,
+        threshold=threshold,
+        strict=strict,
+        allow_untrained=allow_untrained,
+        threads=threads,
+        layer_images=layers_limit,
+        fast_decode=fast_decode,
+    )
     for failure in result.failures:
         print(f"error: {failure}", file=sys.stderr)
     if report is not None:

@@ -129,9 +129,15 @@ class Deviations:
             if len(self._heap) == self._kept and key <= self._heap[0][:3]:
                 continue
             item = Deviation(
-                names[row], int(targets[row]), int(outputs.classes[row, 0]), float(outputs.scores[row, 0]),
-                int(reference.classes[row, 0]), float(reference.scores[row, 0]), distance, _thumbnail(images[row]),
-            )  # fmt: skip
+                names[row],
+                int(targets[row]),
+                int(outputs.classes[row, 0]),
+                float(outputs.scores[row, 0]),
+                int(reference.classes[row, 0]),
+                float(reference.scores[row, 0]),
+                distance,
+                _thumbnail(images[row]),
+            )
             push = heapq.heappush if len(self._heap) < self._kept else heapq.heapreplace
             push(self._heap, (*key, item))
         return distances

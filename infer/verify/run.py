@@ -135,9 +135,14 @@ def verify_bundle(
         found = record(runner, counts, figures, threshold, names, source)
         found.fast_decode = fast_decode
         found.diagnosis = diagnose(
-            figures, runner.manifest.model, runner.preprocessing, precision=runner.manifest.precision,
-            validation_set=foreign is not None, foreign_labels=foreign or 0, fast_decode=fast_decode,
-        )  # fmt: skip
+            figures,
+            runner.manifest.model,
+            runner.preprocessing,
+            precision=runner.manifest.precision,
+            validation_set=foreign is not None,
+            foreign_labels=foreign or 0,
+            fast_decode=fast_decode,
+        )
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     add_accuracy(folder, found)
     return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)

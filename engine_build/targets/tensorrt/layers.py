@@ -17,10 +17,21 @@ LISTING = "Layers:"
 """First word of the log message that holds the listing."""
 
 _DTYPES = {
-    "float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16",
-    "int8": "int8", "fp8": "fp8", "int4": "int4", "fp4": "fp4", "int32": "int32", "int64": "int64",
-    "uint8": "uint8", "bool": "bool",
-}  # fmt: skip
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "fp8": "fp8",
+    "int4": "int4",
+    "fp4": "fp4",
+    "int32": "int32",
+    "int64": "int64",
+    "uint8": "uint8",
+    "bool": "bool",
+}
 _DTYPE = re.compile(r"\b(" + "|".join(_DTYPES) + r")\b", re.IGNORECASE)
 _QUANTISED = {"int8", "fp8", "int4", "fp4"}
 _RANK = {dtype: rank for rank, dtype in enumerate(("fp4", "int4", "int8", "fp8", "fp16", "bf16", "fp32"))}

@@ -85,9 +85,7 @@ def reliability_diagram(bins: Sequence[Bin], reference: Sequence[Bin] | None) ->
         for b in reference or ()
         if b.confidence is not None and b.accuracy is not None
     ]
-    diagonal = (
-        f'<line class="diagonal" x1="{frame.x(0)}" y1="{frame.y(0)}" x2="{frame.x(1)}" y2="{frame.y(1)}"/>'
-    )  # fmt: skip
+    diagonal = f'<line class="diagonal" x1="{frame.x(0)}" y1="{frame.y(0)}" x2="{frame.x(1)}" y2="{frame.y(1)}"/>'
     axes = frame.y_axis(_SHARES), frame.x_axis(_SHARES, "confidence of the top-1")
     return frame.svg("Reliability diagram", axes[0], *bars, axes[1], diagonal, *rings)
 

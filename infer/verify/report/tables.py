@@ -90,11 +90,13 @@ def confusion_table(confusions: Sequence[Confusion], labels: Sequence[str]) -> s
         return "<p>No image was taken for another class.</p>"
     rows = [
         (
-            escape(labels[c.true]), escape(labels[c.predicted]), str(c.images),
+            escape(labels[c.true]),
+            escape(labels[c.predicted]),
+            str(c.images),
             "&ndash;" if c.reference_images is None else str(c.reference_images),
         )
         for c in confusions
-    ]  # fmt: skip
+    ]
     return _plain_table(("True class", "Taken for", "Images", "FP32"), rows, 2)
 
 
@@ -102,11 +104,13 @@ def layer_table(errors: Sequence[TensorError]) -> str:
     """The worst quantised tensors."""
     rows = [
         (
-            escape(e.tensor), f"{e.sqnr_db:.1f}" if math.isfinite(e.sqnr_db) else "exact",
-            f"{100 * e.clipped:.3f}", f"{e.scale:.4g}",
+            escape(e.tensor),
+            f"{e.sqnr_db:.1f}" if math.isfinite(e.sqnr_db) else "exact",
+            f"{100 * e.clipped:.3f}",
+            f"{e.scale:.4g}",
         )
         for e in errors[:_LAYERS]
-    ]  # fmt: skip
+    ]
     return _plain_table(("Tensor", "SQNR dB", "Clipped %", "Scale"), rows, 3)
 
 
