@@ -18,7 +18,6 @@ from engine_build.graph.shapes import infer_shapes
 from engine_build.precision.float16 import BOUNDS, FLOAT16_MAX
 from engine_build.precision.neighbours import with_neighbours
 from engine_build.precision.opsets import has_own_type, opset_for, opset_of, raised
-from infer.bundle.tensors import CLASSES, LOGITS, SCORES
 from infer.errors import InputError
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -153,9 +152,3 @@ def value_types(model: onnx.ModelProto) -> dict[str, int]:
 def _converted(tensor: onnx.TensorProto, name: str, kind: int) -> onnx.TensorProto:
     value = numpy_helper.to_array(tensor)
     return numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
-
-
-def outputs_are_float32(model: onnx.ModelProto) -> bool:
-    """Whether logits and scores are float32 and classes int32, as the bundle promises."""
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
-    return kinds == {LOGITS: TensorProto.FLOAT, SCORES: TensorProto.FLOAT, CLASSES: TensorProto.INT32}

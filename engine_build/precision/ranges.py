@@ -37,11 +37,6 @@ def channel_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[st
     return {name: np.max([found[name] for found in each], axis=0) for name in watched}
 
 
-def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict[str, float]:
-    """As :func:`channel_ranges`, the largest of all channels."""
-    return {name: float(amax.max()) for name, amax in channel_ranges(model, images).items()}
-
-
 def _by_channel(value: NDArray[np.float32]) -> NDArray[np.float32]:
     rows = value.reshape(1, -1) if value.ndim < 2 else np.moveaxis(value, 1, 0).reshape(value.shape[1], -1)
     amax = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))

@@ -52,21 +52,6 @@ def window(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
     return rest[0], int(np.prod(rest[1:], dtype=np.int64))
 
 
-def saturating_pairs(weights: NDArray[np.int8], axis: int = 0) -> int:
-    """How many pairs of integer weights could overflow int16, in any order.
-
-    Args:
-        weights: int8 ``[..]``, of a Conv (``axis`` 0) or a matrix product.
-        axis: of the output channels.
-    """
-    rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).astype(np.int32)
-    return sum(
-        # Of different signs they cannot reach the limit: the larger alone is at most 127.
-        int((np.abs(rows[:, first] + rows[:, second]) > LIMIT).sum())
-        for first, second in pair_orders(*window(weights.shape, axis))
-    )
-
-
 def clamp_pairs(rows: NDArray[Any], orders: list[Pairs]) -> NDArray[Any]:
     """Bring whole numbers ``[channels, K]`` of magnitude 127 at most into their pairs, in place.
 

@@ -263,15 +263,6 @@ def require_precision(audit: PlanAudit, nodes: Sequence[str], precision: str) ->
     )
 
 
-def require_int8(audit: PlanAudit, expected_nodes: Sequence[str]) -> None:
-    """Fail if a convolution that should run in int8 silently stayed floating point; see :func:`require_precision`.
-
-    Raises:
-        BuildError: see :func:`require_precision`.
-    """
-    require_precision(audit, expected_nodes, "int8")
-
-
 def require_float32(audit: PlanAudit, nodes: Collection[str]) -> None:
     """Fail if one of ``nodes`` (ONNX node names), to which float16 does harm, is run by a kernel of less than float32.
 

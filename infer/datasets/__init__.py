@@ -169,12 +169,6 @@ def balanced_sample(names: Sequence[str], groups: Sequence[Hashable], count: int
     return np.array(sorted(index for _, _, index in sorted(ranked)[:count]), np.int64)
 
 
-def imagenet_classes() -> tuple[list[str], list[str]]:
-    """``(names, WordNet ids)`` of the 1,000 classes of ImageNet-1k, in the order of every common classifier."""
-    wnids, names = imagenet1k()
-    return list(names), list(wnids)
-
-
 def _webdataset(
     records: list[Record], samples: dict[tuple[Path, str], str], classes: ClassNames
 ) -> tuple[list[Record], NDArray[np.int64], str]:

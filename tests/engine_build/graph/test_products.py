@@ -199,7 +199,7 @@ def test_a_matmul_of_tokens_is_quantised_one_scale_a_column():
 
 
 def test_both_builders_make_int8_kernels_of_matmul_and_of_every_convolution(tmp_path):
-    from engine_build.targets.audit import require_int8
+    from engine_build.targets.audit import require_precision
     from engine_build.targets.openvino import build_openvino
 
     for name, model in {"tokens": attention(), "line": PLAIN["one dimension of pixels"]}.items():
@@ -213,7 +213,7 @@ def test_both_builders_make_int8_kernels_of_matmul_and_of_every_convolution(tmp_
 
             request = PlanRequest(path, tmp_path / f"{name}.plan", BatchProfile(1, 2, 4))
             built = build_plan("tensorrt_rtx", request, False)
-            require_int8(built.audit, quantised.nodes)
+            require_precision(built.audit, quantised.nodes, "int8")
 
 
 def test_a_joint_projection_of_an_attention_is_left_floating():

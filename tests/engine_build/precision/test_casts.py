@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from graph_checks import activation_ranges, outputs_are_float32
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from small_models import CLASSES, CLASSIFIER, SPEC, classifier_constants, graph, pictures
@@ -13,9 +14,8 @@ from small_models import CLASSES, CLASSIFIER, SPEC, classifier_constants, graph,
 from calibration.onnx_index import Index
 from engine_build.graph.passes import prepare
 from engine_build.graph.reference import graph_logits
-from engine_build.precision.casts import PRECISIONS, outputs_are_float32, to_precision, value_types
+from engine_build.precision.casts import PRECISIONS, to_precision, value_types
 from engine_build.precision.float16 import FLOAT16_MAX, float32_nodes
-from engine_build.precision.ranges import activation_ranges
 from infer.errors import InputError
 
 KINDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

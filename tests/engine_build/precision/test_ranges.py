@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from graph_checks import activation_ranges
 from onnx import numpy_helper
 from small_models import CLASSES, CLASSIFIER, SPEC, classifier_constants, graph, pictures
 
 from engine_build.graph.passes import prepare
 from engine_build.graph.reference import graph_logits, normalise
-from engine_build.precision.ranges import activation_ranges
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from engine_build.precision.typed_graph import BESIDE, NO_FORM, TypedGraph, Typi
 from engine_build.quantise.fp8 import insert_fp8
 from engine_build.quantise.qdq import insert_qdq
 from engine_build.source import Source
-from engine_build.targets.audit import require_float32, require_int8
+from engine_build.targets.audit import require_float32, require_precision
 from engine_build.targets.openvino import build_openvino
 from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan
 from infer.bundle import ModelInfo
@@ -216,7 +216,7 @@ def plan_of(typed: TypedGraph, folder):
 def test_builders_run_every_layer_in_int8(nets, name, tmp_path):
     typed = typed_of(nets[name], "int8")
     layers = [n.name for n in typed.graph.graph.node if n.op_type in ("Conv", "Gemm")]
-    require_int8(plan_of(typed, tmp_path), layers)
+    require_precision(plan_of(typed, tmp_path), layers, "int8")
     build_openvino(tmp_path / "model.onnx", tmp_path, "int8", layers, list(typed.float32))
 
 

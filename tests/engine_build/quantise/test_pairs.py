@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from graph_checks import saturating_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_build.network.zoo import MODELS, shape_only
 from engine_build.quantise.gptq import round_by_moments
-from engine_build.quantise.pairs import clamp_pairs, pair_orders, saturating_pairs, window
+from engine_build.quantise.pairs import clamp_pairs, pair_orders, window
 from engine_build.quantise.weight_scales import quantise_weights, weight_rows, weight_scale
 
 

@@ -246,12 +246,12 @@ def test_unknown_residual():
 
 def test_tensorrt_rtx_runs_every_layer_in_int8(net, amax, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    from engine_build.targets.audit import require_int8
+    from engine_build.targets.audit import require_precision
     from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan
 
     quantised, done = insert_qdq(net, amax)
     path = tmp_path / "int8.onnx"
     onnx.save(to_precision(quantised, "int8"), path)
     request = PlanRequest(path, tmp_path / "int8.plan", BatchProfile(1, 2, 4))
-    built = build_plan("tensorrt_rtx", request, False, lambda audit: require_int8(audit, done.nodes))
+    built = build_plan("tensorrt_rtx", request, False, lambda audit: require_precision(audit, done.nodes, "int8"))
     assert [built.audit.node_precisions[name] for name in LAYERS] == ["int8"] * len(LAYERS)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from graph_checks import saturating_pairs
 from onnx import numpy_helper
 from PIL import Image
 from small_models import SIDE, pictures
@@ -17,7 +18,6 @@ from calibration.tensors import activation_steps, activation_tensors
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.quantise import rounding
 from engine_build.quantise.int8 import Int8Options, make_cache, quantise
-from engine_build.quantise.pairs import saturating_pairs
 from engine_build.quantise.qdq import Placement, insert_qdq, layer_scales
 from engine_build.quantise.rounding import round_layers
 from engine_build.source import SourceOptions, Steps, load_source

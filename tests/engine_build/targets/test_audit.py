@@ -14,7 +14,6 @@ from engine_build.targets.audit import (
     LayerTensor,
     PlanAudit,
     megabytes,
-    require_int8,
     require_precision,
 )
 from infer.bundle.build_record import Audit, AuditSummary
@@ -136,14 +135,14 @@ def test_scratch_is_shown_only_where_it_says_something_new():
 
 
 def test_gate_passes_when_every_node_is_int8():
-    require_int8(AUDIT, ["/Conv"])
+    require_precision(AUDIT, ["/Conv"], "int8")
 
 
 def test_gate_names_what_stayed_floating_point():
     found = {"/a": "int8"} | {f"/n{index}": "fp32" for index in range(7)}
     audit = PlanAudit((), found, 1, 1)
     with pytest.raises(BuildError) as caught:
-        require_int8(audit, list(found))
+        require_precision(audit, list(found), "int8")
     message = str(caught.value)
     assert "expected 8 int8 kernels in the plan, found 1" in message
     assert "/n0 (fp32), /n1 (fp32), /n2 (fp32), /n3 (fp32), /n4 (fp32) and 2 more" in message
@@ -153,12 +152,12 @@ def test_gate_names_what_stayed_floating_point():
 def test_gate_fails_for_a_node_without_a_kernel_and_for_one_it_never_heard_of():
     for node in ("/Lost", "/Unknown"):
         with pytest.raises(BuildError, match=rf"{node} \(unlisted\).*printed no layer"):
-            require_int8(AUDIT, [node])
+            require_precision(AUDIT, [node], "int8")
 
 
 def test_gate_over_nothing_is_an_error():
     with pytest.raises(BuildError, match="given no node"):
-        require_int8(AUDIT, [])
+        require_precision(AUDIT, [], "int8")
 
 
 def test_gate_for_another_precision():

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from specs import sized
 
-from infer.datasets import LabelledDataset, balanced_sample, imagenet_classes, open_dataset
+from infer.datasets import LabelledDataset, balanced_sample, open_dataset
 from infer.datasets.class_names import ClassNames
-from infer.datasets.imagenet import is_imagenet1k, validation_number, validation_targets
+from infer.datasets.imagenet import imagenet1k, is_imagenet1k, validation_number, validation_targets
 from infer.errors import ImageError, InputError
 from infer.sources import Record
 
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 WNIDS = tuple(f"n{10000000 + i}" for i in range(10))
-NAMES, IDS = imagenet_classes()
+NAMES, IDS = (list(part) for part in reversed(imagenet1k()))
 
 
 def png(value=0):

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from trt_graphs import MACS, TinyClassifier, save_nodes
 from trt_posing import PlayedDriver, PosingModule
 
-from engine_build.targets.audit import PlanAudit, require_int8
+from engine_build.targets.audit import PlanAudit, require_precision
 from engine_build.targets.tensorrt import BatchProfile, PlanRequest, build_plan, why_unavailable
 from engine_build.targets.tensorrt import logging as trt_logging
 from engine_build.targets.tensorrt import module as trt_module
@@ -82,7 +82,10 @@ def test_scale_of_shape_1_silently_stays_floating_point_and_the_gate_says_so(tmp
     (tmp_path / "out.plan").unlink()
     with pytest.raises(BuildError, match=r"found 1; not int8: /conv0/Conv \(fp32\)"):
         build_plan(
-            RTX, request_for(graph, tmp_path), progress=False, gate=lambda audit: require_int8(audit, list(MACS))
+            RTX,
+            request_for(graph, tmp_path),
+            progress=False,
+            gate=lambda audit: require_precision(audit, list(MACS), "int8"),
         )
     assert not (tmp_path / "out.plan").exists()
 
@@ -91,7 +94,7 @@ def test_gate_passes_mixed_precision_where_only_some_nodes_are_int8(tmp_path):
     graph = TinyClassifier("int8", plain=("/conv1/Conv",)).save(tmp_path / "mixed.onnx")
     audit = build(graph, tmp_path).audit
     assert audit.node_precisions == {**dict.fromkeys(MACS, "int8"), "/conv1/Conv": "fp32"}
-    require_int8(audit, ["/conv0/Conv", "/conv2/Conv", "/fc/Gemm"])
+    require_precision(audit, ["/conv0/Conv", "/conv2/Conv", "/fc/Gemm"], "int8")
 
 
 def test_nodes_without_names_are_found(tmp_path):
