@@ -114,13 +114,18 @@ def find_model(name: str) -> Model:
 
 
 def create_model(name: str, num_classes: int | None = None, width: float | None = None, seed: int = 0) -> IResNet:
-    """The network called ``name`` as a torch module in eval mode, initialised from ``seed``.
+    """The network called ``name`` as a torch module on the CPU in eval mode, initialised from ``seed``.
 
     Args:
         name: a row of the table.
-        num_classes: outputs of the classifier; None takes the row's.
+        num_classes: outputs of the classifier, C; None takes the row's.
         width: channel multiplier; None takes the row's.
         seed: seed of the initialisation.
+
+    Returns:
+        A module that takes float32 ``[N, 3, H, W]``, RGB, normalised with the row's mean and standard deviation, H and
+        W a multiple of 32 (224 in the published networks), and gives logits float32 ``[N, C]``. Its ``state_dict`` has
+        the keys and shapes of the official checkpoints.
 
     Raises:
         InputError: unknown name, or a width that gives fractional channel counts.
