@@ -58,7 +58,7 @@ COMMANDS = {
     "verify": Entry(
         "infer.cli",
         _RUN,
-        "Measure accuracy against labels and against FP32; the verdict is the exit code (0 good, 3 not good enough).",
+        "Measure accuracy against labels and FP32; the exit code is the verdict: 0 good, 3 not, 4 too few images.",
     ),
     "bench": Entry(
         "infer.cli",

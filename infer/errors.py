@@ -61,6 +61,12 @@ class AccuracyError(IResNetError):
     exit_code = 3
 
 
+class InconclusiveError(AccuracyError):
+    """Too few images to tell whether an engine is good enough."""
+
+    exit_code = 4
+
+
 class DeviceError(IResNetError):
     """A CUDA or TensorRT call failed while batches were running.
 

@@ -107,8 +107,9 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         figures = measured.figures
         top1 = "" if figures.top1 is None else f"top-1 {figures.top1:.2f} %, "
         agreement = "" if figures.agreement is None else f"agreement {figures.agreement:.2f} %, "
+        word = measured.outcome if measured.outcome == "passed" else measured.outcome.upper()
         table.add_row(
             f"accuracy on {measured.target}",
-            f"{measured.outcome}: {top1}{agreement}{measured.counts.images} images of {measured.data}",
+            f"{word}: {top1}{agreement}{measured.counts.images} images of {measured.data}",
         )
     out.print(table)

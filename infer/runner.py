@@ -9,6 +9,7 @@ with open_bundle("engines/iresnet101-fp16") as runner:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from infer.backends.base import Backend, DeviceBackend, GpuOptions, Outputs
-from infer.bundle import Manifest, read_labels, read_manifest
+from infer.bundle import Manifest, newest_accuracy, read_labels, read_manifest
+from infer.bundle.accuracy_record import Accuracy
 from infer.bundle.preprocessing import Preprocessing
 from infer.checks.self_test import SelfTest
-from infer.errors import InputError, TargetUnavailableError, UntrainedError
+from infer.errors import AccuracyError, InputError, TargetUnavailableError, UntrainedError
 from infer.predictions import Prediction, rank
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from infer.sources import Record
 
 T = TypeVar("T")
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Runner:
@@ -84,6 +89,22 @@ class Runner:
                 f"{self.folder} was built from random weights, its predictions mean nothing. Build it with trained "
                 "weights (WEIGHTS=path), or pass --allow-untrained"
             )
+
+    @property
+    def verified(self) -> Accuracy | None:
+        """The newest measurement of the plan that runs, with its outcome; None where it was never verified."""
+        return newest_accuracy(self.manifest, self.target)
+
+    def require_verified(self) -> None:
+        """Refuse a plan that was not verified, or that did not pass.
+
+        Raises:
+            AccuracyError: says what the newest verification found.
+        """
+        found = self.verified
+        if found is None or found.outcome != "passed":
+            what = "was never verified" if found is None else f"has the verdict {found.outcome}: {found.verdict}"
+            raise AccuracyError(f"{self.folder} on {self.target} {what}. Run: iresnet verify {self.folder} --data ...")
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Run ready-made inputs.
@@ -295,7 +316,10 @@ def open_bundle(
     test = SelfTest(path, manifest)
     labels = read_labels(path, manifest)
     backend = open_backend(path, manifest, test, target, threads, gpu)
-    return Runner(path, manifest, labels, backend, allow_untrained, test)
+    runner = Runner(path, manifest, labels, backend, allow_untrained, test)
+    if (found := runner.verified) is not None and found.outcome == "failed":
+        _LOG.warning("%s on %s FAILED its newest verification: %s", path, runner.target, found.verdict)
+    return runner
 
 
 def _itself(item: Any) -> Any:

@@ -281,6 +281,14 @@ def find_plan(folder: Path, manifest: Manifest, target: str) -> Plan:
     raise BundleError(f"{folder} has no plan for {target}; it has: {built}. Build one with TARGET={target}")
 
 
+def newest_accuracy(manifest: Manifest, target: str) -> Accuracy | None:
+    """The newest measurement of the plan that ``target`` has now; None where there is none."""
+    plan = next((plan for plan in manifest.plans if plan.target == target), None)
+    sha256 = plan.files[0].sha256 if plan and plan.files else None
+    found = [one for one in manifest.accuracy if one.target == target and one.plan_sha256 == sha256]
+    return max(found, key=lambda one: one.measured, default=None)
+
+
 def add_accuracy(folder: Path, record: Accuracy) -> None:
     """Store a measurement; an older one of the same target, data, reference and way of decoding is replaced."""
     manifest = read_manifest(folder)

@@ -17,7 +17,7 @@ class Counts(msgspec.Struct, kw_only=True):
         images: that were run.
         labelled: those of them with a true class.
         unreadable: that could not be decoded, not in ``images``.
-        not_finite: with NaN or infinity among the logits.
+        not_finite: with NaN or infinity among the logits, of the bundle or of FP32; they count nowhere else.
         top1, top5: hits of the bundle among ``labelled``.
         reference_images: run through FP32 too: 0, or as many as ``images``.
         reference_top1, reference_top5: hits of FP32 among ``labelled``.
@@ -53,7 +53,8 @@ class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
         lost, gained: images that only FP32, or only the bundle, gets right.
         agreement, disagreeing: images with the same top-1 as FP32 in percent, and how many have another.
         max_logit_difference, mean_logit_difference, cosine: of the logits against FP32's.
-        sqnr_db: of the logits, None (in JSON null) where they are equal; unset without FP32.
+        sqnr_db: of the logits; None (in JSON null) where they are equal, or FP32's are all zero; unset without FP32.
+        exact: the logits are equal.
         ece, reference_ece: expected calibration error, percentage points.
         real_images, real_top1, reference_real_top1: by the reassessed labels of ImageNet.
     """
@@ -74,11 +75,19 @@ class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
     mean_logit_difference: float | None = None
     cosine: float | None = None
     sqnr_db: float | msgspec.UnsetType | None = msgspec.UNSET
+    exact: bool = False
     ece: float | None = None
     reference_ece: float | None = None
     real_images: int | None = None
     real_top1: float | None = None
     reference_real_top1: float | None = None
+
+    @property
+    def sqnr_text(self) -> str:
+        """``38.6 dB``; ``exact`` where nothing differs, and words where FP32 gives nothing to compare with."""
+        if self.exact:
+            return "exact"
+        return f"{self.sqnr_db:.1f} dB" if isinstance(self.sqnr_db, float) else "none, FP32's logits are all zero"
 
 
 class Diagnosis(msgspec.Struct):

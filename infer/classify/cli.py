@@ -67,6 +67,9 @@ def classify(
         typer.Option("--target", "-t", help="Who runs it; None: the fastest target that is there."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
+    require_verified: Annotated[
+        bool, typer.Option("--require-verified", help="Refuse a bundle whose newest verification did not pass.")
+    ] = False,
     allow_untrained: Annotated[
         bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")
     ] = False,
@@ -97,6 +100,8 @@ def classify(
         return
     with open_bundle(bundle, target=target, allow_untrained=allow_untrained, threads=threads) as runner:
         runner.require_trained()
+        if require_verified:
+            runner.require_verified()
         dali = require_device(runner.backend, runner.preprocessing, fast=fast_decode) if gpu_decode else None
         top = min(top, runner.manifest.outputs[1].shape[1])
         records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column))

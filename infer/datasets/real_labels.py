@@ -59,7 +59,7 @@ class RealLabels:
 
 
 def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 3)
+    return 100 * part / whole
 
 
 def _number(record: Record) -> int:

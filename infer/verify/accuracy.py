@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.bundle import now
-from infer.bundle.accuracy_record import Accuracy, Counts, Figures, Outcome
+from infer.bundle.accuracy_record import Accuracy, Counts, Figures
 from infer.runner import Runner
-
-DEFAULT_THRESHOLD = 0.99
+from infer.verify.verdict import Verdict
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Tally:
         top1, top5, reference_top1, reference_top5: hits.
         agreeing: images with the same top-1 as the reference.
         lost, gained: images that only the reference, or only the bundle, gets right.
-        not_finite: images with NaN or infinity among their logits; the differences leave them out.
+        not_finite: images with NaN or infinity among their logits, or FP32's; they count nowhere else.
     """
 
     images: int = 0
@@ -60,13 +59,15 @@ class Tally:
             targets: true classes int64 ``[N]``, ``-1`` where unknown.
             reference: outputs of FP32 on the same images.
         """
-        known = targets >= 0
         self.images += len(targets)
-        self.labelled += int(known.sum())
+        finite = finite_rows(outputs, reference)
+        if reference is not None:
+            reference = _rows(reference, finite)
+        self.not_finite += int((~finite).sum())
+        outputs, targets = _rows(outputs, finite), targets[finite]
+        self.labelled += int((targets >= 0).sum())
         self.top1 += _hits(outputs, targets, 1)
         self.top5 += _hits(outputs, targets, 5)
-        finite = np.isfinite(outputs.logits).all(axis=1)
-        self.not_finite += int((~finite).sum())
         if reference is None:
             return
         self.reference_images += len(targets)
@@ -76,7 +77,7 @@ class Tally:
         self.lost += int((theirs & ~ours).sum())
         self.gained += int((ours & ~theirs).sum())
         self.agreeing += int((outputs.classes[:, 0] == reference.classes[:, 0]).sum())
-        x, r = outputs.logits[finite].astype(np.float64), reference.logits[finite].astype(np.float64)
+        x, r = outputs.logits.astype(np.float64), reference.logits.astype(np.float64)
         difference = np.abs(x - r)
         self.max_difference = max(self.max_difference, float(difference.max(initial=0)))
         self._absolute += float(difference.sum())
@@ -103,7 +104,7 @@ class Tally:
         )
 
     def figures(self) -> Figures:
-        """Every figure that the data allow; percentages rounded to 0.001."""
+        """Every figure that the data allow."""
         found = Figures(images=self.images, labelled=self.labelled, not_finite=self.not_finite)
         if self.labelled:
             found.top1, found.top5 = _percent(self.top1, self.labelled), _percent(self.top5, self.labelled)
@@ -116,10 +117,21 @@ class Tally:
             found.disagreeing = self.reference_images - self.agreeing
             found.max_logit_difference = self.max_difference
             found.mean_logit_difference = self._absolute / max(1, self._values)
-            found.cosine = self._cosine / max(1, self.reference_images - self.not_finite)
-            exact = not (self._noise and self._signal)
-            found.sqnr_db = None if exact else 10 * math.log10(self._signal / self._noise)
+            found.cosine = self._cosine / max(1, self.reference_images)
+            found.exact = not self._noise
+            heard = self._noise and self._signal
+            found.sqnr_db = 10 * math.log10(self._signal / self._noise) if heard else None
         return found
+
+
+def finite_rows(outputs: Outputs, reference: Outputs | None) -> NDArray[np.bool_]:
+    """Which images ``[N]`` have no NaN and no infinity among the logits of either."""
+    logits = outputs.logits if reference is None else np.concatenate([outputs.logits, reference.logits], axis=1)
+    return np.asarray(np.isfinite(logits).all(axis=1), np.bool_)
+
+
+def _rows(outputs: Outputs, chosen: NDArray[np.bool_]) -> Outputs:
+    return Outputs(outputs.logits[chosen], outputs.scores[chosen], outputs.classes[chosen])
 
 
 def _hits(outputs: Outputs, targets: NDArray[np.int64], k: int) -> int:
@@ -127,46 +139,19 @@ def _hits(outputs: Outputs, targets: NDArray[np.int64], k: int) -> int:
 
 
 def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 3)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the measured figures are good enough, and one line that says why."""
-
-    outcome: Outcome
-    reason: str
-
-
-def judge(figures: Figures, threshold: float = DEFAULT_THRESHOLD) -> Verdict:
-    """Compare with FP32: top-1 at least ``threshold`` times FP32's; without labels, agreement at least ``threshold``.
-
-    Args:
-        figures: from :meth:`Tally.figures`.
-        threshold: share, 0 to 1.
-    """
-    if figures.not_finite:
-        return Verdict("failed", f"NaN or infinite logits for {figures.not_finite} of {figures.images} images")
-    if figures.agreement is None:
-        return Verdict("failed", "no FP32 reference to compare with; pass --reference BUNDLE")
-    if figures.reference_top1 is not None and figures.top1 is not None:
-        needed = threshold * figures.reference_top1
-        share = f"{threshold:.2%} of FP32's {figures.reference_top1:.2f} %"
-        text = f"top-1 {figures.top1:.2f} % against {needed:.2f} % needed ({share})"
-        return _verdict(figures.top1 >= needed, text)
-    needed = 100 * threshold
-    return _verdict(figures.agreement >= needed, f"agreement {figures.agreement:.2f} % against {needed:.2f} % needed")
-
-
-def _verdict(good: bool, reason: str) -> Verdict:
-    return Verdict("passed" if good else "failed", reason)
+    return 100 * part / whole
 
 
 def record(
-    runner: Runner, counts: Counts, figures: Figures, threshold: float, data: str, reference: str | None
+    runner: Runner,
+    counts: Counts,
+    figures: Figures,
+    verdict: Verdict,
+    threshold: float,
+    data: str,
+    reference: str | None,
 ) -> Accuracy:
-    """What goes into the manifest, judged by ``threshold``."""
-    verdict = judge(figures, threshold)
+    """What goes into the manifest."""
     plans = {plan.target: plan for plan in runner.manifest.plans}
     plan = plans.get(runner.target)
     return Accuracy(

@@ -90,11 +90,16 @@ class ClassTable:
         for index in np.flatnonzero(self.images).tolist():
             count = int(self.images[index])
             top1, reference, agreement = (
-                round(100 * int(hits[index]) / count, 3) for hits in (self.hits, self.reference_hits, self.agreeing)
+                100 * int(hits[index]) / count for hits in (self.hits, self.reference_hits, self.agreeing)
             )
             compared = (reference, agreement) if self._compared else (None, None)
             rows.append(ClassRow(index, labels[index], count, top1, *compared))
         return rows
+
+    def reference_pairs(self) -> Counter[tuple[int, int]]:
+        """How many images of a class FP32 takes for which, ``(true, found)``; empty without FP32."""
+        right = {(index, index): int(hits) for index, hits in enumerate(self.reference_hits) if hits}
+        return self._reference_confused + Counter(right)
 
     def confusions(self, most: int) -> list[Confusion]:
         """The ``most`` frequent ones of the bundle; ties in the order of the classes."""

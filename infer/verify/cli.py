@@ -13,7 +13,7 @@ import typer
 
 from infer.choices import Runs
 from infer.command_line import DebugOption, JsonOption, guarded
-from infer.errors import AccuracyError, InputError
+from infer.errors import AccuracyError, InconclusiveError, InputError
 
 if TYPE_CHECKING:
     from infer.bundle.accuracy_record import Accuracy, Figures
@@ -42,6 +42,9 @@ def verify(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of FP32's top-1 that is needed.")] = 0.99,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the images that may be unreadable; more fails.")
+    ] = 0.01,
     target: Annotated[
         Runs | None,
         typer.Option("--target", "-t", help="Who runs it; None: the fastest target that is there."),
@@ -59,7 +62,7 @@ def verify(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure accuracy against labels and against FP32; the verdict is the exit code (0 good, 3 not good enough).
+    """Measure accuracy against labels and FP32; the exit code is the verdict: 0 good, 3 not, 4 too few images.
 
     The figures are taken by running this very bundle and are stored in its manifest.
     """
@@ -79,6 +82,7 @@ def verify(
         limit=limit,
         seed=seed,
         threshold=threshold,
+        max_unreadable=max_unreadable,
         strict=strict,
         allow_untrained=allow_untrained,
         threads=threads,
@@ -105,8 +109,11 @@ def verify(
         from infer.verify.tensor_errors import plot_layers
 
         plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
+    if result.unrecorded is not None:
+        print(f"not recorded: {result.unrecorded}", file=sys.stderr)
     if result.accuracy.outcome != "passed":
-        raise typer.Exit(AccuracyError.exit_code)
+        failed = result.accuracy.outcome == "failed"
+        raise typer.Exit(AccuracyError.exit_code if failed else InconclusiveError.exit_code)
 
 
 def check_output(option: str, path: Path | None) -> None:
@@ -184,5 +191,6 @@ def _figures(found: Figures) -> Iterator[tuple[str, str]]:
             yield "right only in FP32 / only here", f"{found.lost} / {found.gained} images"
         yield "logits, largest difference", f"{found.max_logit_difference:.4g}"
         yield "logits, mean difference", f"{found.mean_logit_difference:.4g}"
-        sqnr = f"{found.sqnr_db:.1f} dB" if isinstance(found.sqnr_db, float) else "exact"
-        yield "logits, cosine / SQNR", f"{found.cosine:.6f} / {sqnr}"
+        yield "logits, cosine / SQNR", f"{found.cosine:.6f} / {found.sqnr_text}"
+    if found.not_finite:
+        yield "NaN or infinite logits", f"{found.not_finite} images, counted nowhere else"

@@ -22,21 +22,6 @@ SUBSET = 5_000
 """Fewer images than this accuse nobody."""
 
 _SQUASHED = 1.65
-_Z = 1.96
-
-
-def wilson(hits: int, images: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share, in percent.
-
-    Raises:
-        ValueError: no images.
-    """
-    if images < 1:
-        raise ValueError("an interval needs at least one image")
-    share, z2 = hits / images, _Z**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = _Z / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def standard_error(top1: float, images: int, population: int | None = None) -> float:

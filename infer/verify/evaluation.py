@@ -19,10 +19,10 @@ from infer.bundle.accuracy_record import Counts, Figures
 from infer.datasets.real_labels import RealLabels
 from infer.runner import Runner
 from infer.sources import Record
-from infer.verify.accuracy import Tally
+from infer.verify.accuracy import Tally, finite_rows
 from infer.verify.class_table import ClassRow, ClassTable, Confusion
 from infer.verify.deviations import DECADES, Deviation, Deviations
-from infer.verify.diagnosis import wilson
+from infer.verify.intervals import wilson
 from infer.verify.reliability import Bin, Reliability
 
 CONFUSIONS = 50
@@ -81,11 +81,12 @@ class Evaluation:
 
     def add(self, batch: Labelled, outputs: Outputs, reference: Outputs | None) -> None:
         """Count a batch; ``reference`` is what FP32 gives for the same images."""
-        targets, known = batch.targets, batch.targets >= 0
-        found = outputs.classes[:, 0]
+        targets, found = batch.targets, outputs.classes[:, 0]
         expected = None if reference is None else reference.classes[:, 0]
         self.tally.add(outputs, targets, reference)
-        self.classes.add(targets, found, expected)
+        finite = finite_rows(outputs, reference)
+        known = finite & (targets >= 0)
+        self.classes.add(targets[finite], found[finite], None if expected is None else expected[finite])
         self.reliability.add(outputs.scores[known, 0], (found == targets)[known])
         distances: NDArray[np.float64] | None = None
         if reference is not None and expected is not None:
@@ -93,7 +94,8 @@ class Evaluation:
             names = [record.name for record in batch.records]
             distances = self.deviations.add(names, batch.images, targets, outputs, reference)
         if self.real is not None:
-            self.real.add(batch.records, found, expected)
+            records = [record for record, usable in zip(batch.records, finite, strict=True) if usable]
+            self.real.add(records, found[finite], None if expected is None else expected[finite])
         if self.each is not None:
             for row in _rows(batch, outputs, reference, distances):
                 self.each(row)
@@ -115,7 +117,7 @@ class Evaluation:
         figures = self.tally.figures()
         if self.tally.labelled:
             low, high = wilson(self.tally.top1, self.tally.labelled)
-            figures.top1_interval = round(low, 3), round(high, 3)
+            figures.top1_interval = 100 * low, 100 * high
         figures.ece, figures.reference_ece = self.reliability.error, self.reference_reliability.error
         if self.real is not None:
             self.real.fill(figures)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends import REFERENCE, why_unavailable
-from infer.bundle import Manifest, ModelInfo, add_accuracy, read_manifest
+from infer.bundle import MANIFEST, Manifest, ModelInfo, add_accuracy, read_manifest
 from infer.bundle.accuracy_record import Accuracy
 from infer.datasets import LabelledDataset, open_dataset
 from infer.datasets.class_names import ClassNames
@@ -22,10 +22,12 @@ from infer.files import replacing
 from infer.pipeline.host import Batch
 from infer.runner import Runner, open_bundle
 from infer.terminal import progress
-from infer.verify.accuracy import DEFAULT_THRESHOLD, record
+from infer.verify.accuracy import record
 from infer.verify.diagnosis import diagnose
 from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
+from infer.verify.label_order import describe
 from infer.verify.tensor_errors import TensorError, layer_errors
+from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE, Labels, judge
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Verification:
         labels: class names in the order of the model.
         manifest: of the bundle.
         layers: errors of the quantised tensors, worst first; empty unless asked for.
+        unrecorded: why the manifest does not have it; None where it does.
     """
 
     accuracy: Accuracy
@@ -47,6 +50,7 @@ class Verification:
     labels: list[str]
     manifest: Manifest
     layers: list[TensorError] = field(default_factory=list)
+    unrecorded: str | None = None
 
 
 def verify_bundle(
@@ -62,6 +66,7 @@ def verify_bundle(
     limit: int | None = None,
     seed: int = 0,
     threshold: float = DEFAULT_THRESHOLD,
+    max_unreadable: float = DEFAULT_UNREADABLE,
     strict: bool = False,
     allow_untrained: bool = False,
     threads: int | None = None,
@@ -82,7 +87,7 @@ def verify_bundle(
         csv_file: where to write a row for each image, see :class:`infer.verify.evaluation.ImageRow`; whole or
             not at all.
         limit, seed: use a class-balanced sample.
-        threshold: see :func:`infer.verify.accuracy.judge`.
+        threshold, max_unreadable: see :func:`infer.verify.verdict.judge`.
         strict: raise at the first image that cannot be read.
         allow_untrained: measure although the weights are random.
         threads: CPU threads of CPU targets.
@@ -132,7 +137,14 @@ def verify_bundle(
         foreign = dataset.validation_differences(classes)
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
         counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
-        found = record(runner, counts, figures, threshold, names, source)
+        labels = Labels(
+            classes=len(runner.labels),
+            commonest=int(evaluation.classes.images.max()),
+            contradicted=foreign or 0,
+            hint=describe(evaluation.classes.reference_pairs(), len(runner.labels), runner.labels),
+        )
+        verdict = judge(counts, labels, threshold, unreadable=max_unreadable, complete=limit is None)
+        found = record(runner, counts, figures, verdict, threshold, names, source)
         found.fast_decode = fast_decode
         found.diagnosis = diagnose(
             figures,
@@ -144,8 +156,12 @@ def verify_bundle(
             fast_decode=fast_decode,
         )
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
-    add_accuracy(folder, found)
-    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers)
+    unrecorded = None
+    try:
+        add_accuracy(folder, found)
+    except OSError as error:  # a bundle that cannot be written; the verdict holds all the same
+        unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
+    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded)
 
 
 def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:

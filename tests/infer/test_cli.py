@@ -22,7 +22,10 @@ def test_help(call):
 @pytest.mark.parametrize(
     ("command", "texts"),
     [
-        ("verify", ["exit code (0 good, 3 not good enough)", "--threshold", "--reference", "--limit"]),
+        (
+            "verify",
+            ["the exit code is the verdict: 0 good, 3 not, 4 too few images", "--threshold", "--reference", "--limit"],
+        ),
         ("info", ["Checks every file's hash"]),
     ],
 )

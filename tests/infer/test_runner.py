@@ -14,8 +14,9 @@ from small_models import CLASSES, SPEC, classifier, pictures
 
 from infer import Runner, open_bundle
 from infer.backends.base import Outputs
-from infer.bundle import read_manifest
-from infer.errors import BundleError, ImageError, InputError, TargetUnavailableError, UntrainedError
+from infer.bundle import add_accuracy, read_manifest
+from infer.bundle.accuracy_record import Accuracy, Counts, Figures
+from infer.errors import AccuracyError, BundleError, ImageError, InputError, TargetUnavailableError, UntrainedError
 from infer.images.resize import preprocess
 from infer.sources import Record
 
@@ -345,3 +346,44 @@ def test_untrained_bundles_answer_when_told_to(untrained):
 def test_repr_says_what_is_open(tiny):
     with open_bundle(tiny, target="openvino") as runner:
         assert repr(runner) == f"<Runner of {tiny} on openvino: {runner.backend.device}>"
+
+
+def verdict(bundle, outcome, *, target="openvino", sha256=None, measured="2026-01-01T00:00:00+00:00"):
+    """Leave a verification in the manifest."""
+    manifest = read_manifest(bundle)
+    found = Accuracy(
+        target=target,
+        device="CPU",
+        plan_sha256=sha256 or manifest.plans[0].files[0].sha256,
+        data=f"{outcome} {measured}",
+        reference=None,
+        outcome=outcome,
+        verdict="as measured",
+        threshold=0.99,
+        measured=measured,
+        counts=Counts(images=1),
+        figures=Figures(images=1),
+    )
+    add_accuracy(bundle, found)
+
+
+def test_the_newest_verification_of_this_very_plan_is_known(own, tiny, caplog):
+    bundle = own(tiny)
+    with open_bundle(bundle, target="openvino") as runner:
+        assert runner.verified is None
+        with pytest.raises(AccuracyError, match=r"was never verified\. Run: iresnet verify"):
+            runner.require_verified()
+    verdict(bundle, "failed")
+    verdict(bundle, "passed", target="tensorrt")
+    verdict(bundle, "passed", sha256="0" * 64, measured="2026-03-03T00:00:00+00:00")  # of a plan that was replaced
+    caplog.clear()
+    with open_bundle(bundle, target="openvino") as runner:
+        assert runner.verified.outcome == "failed"
+        with pytest.raises(AccuracyError, match="has the verdict failed: as measured"):
+            runner.require_verified()
+    assert "FAILED its newest verification: as measured" in caplog.text
+    verdict(bundle, "passed", measured="2026-02-02T00:00:00+00:00")
+    caplog.clear()
+    with open_bundle(bundle, target="openvino") as runner:
+        runner.require_verified()
+    assert caplog.text == ""

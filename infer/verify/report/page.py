@@ -133,8 +133,7 @@ def _tiles(found: Figures) -> list[str]:
     if found.agreement is not None:
         changes = "" if found.lost is None else f"{found.lost} lost, {found.gained} gained"
         tiles.append(_tile("Agreement", f"{found.agreement:.2f} %", f"{found.disagreeing} other top-1", changes))
-        sqnr = f"{found.sqnr_db:.1f} dB" if isinstance(found.sqnr_db, float) else "exact"
-        tiles.append(_tile("SQNR of logits", sqnr, f"largest difference {found.max_logit_difference:.3g}"))
+        tiles.append(_tile("SQNR of logits", found.sqnr_text, f"largest difference {found.max_logit_difference:.3g}"))
     if found.ece is not None:
         tiles.append(_tile("Calibration error", f"{found.ece:.2f} pts", fp32(found.reference_ece, " pts")))
     return tiles

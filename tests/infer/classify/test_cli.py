@@ -426,3 +426,8 @@ def test_two_processes_cannot_write_one_output(call, tiny, crowd, album, tmp_pat
     finally:
         process.kill()
     assert len(output.read_text().splitlines()) == 400
+
+
+def test_require_verified_refuses_what_did_not_pass(call, tiny, album):
+    code, out, err = call("classify", tiny, album / "a.png", "--require-verified")
+    assert (code, out) == (3, "") and "was never verified" in err and err.count("\n") == 1

@@ -10,7 +10,7 @@ from specs import sized
 from infer.bundle import ModelInfo
 from infer.bundle.accuracy_record import Figures
 from infer.bundle.preprocessing import IMAGENET
-from infer.verify.diagnosis import diagnose, standard_error, wilson
+from infer.verify.diagnosis import diagnose, standard_error
 
 PUBLISHED = 77.31
 OFFICIAL = ModelInfo(
@@ -130,18 +130,6 @@ def test_nothing_to_compare_with():
 
 def replace_top5(model):
     return type(model)(**{f: getattr(model, f) for f in model.__struct_fields__} | {"top5": None, "published": None})
-
-
-@pytest.mark.parametrize(("hits", "images"), [(0, 1), (1, 1), (7, 10), (0, 50), (38_655, 50_000), (999, 1000)])
-def test_wilson_equals_scipy(hits, images):
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(hits, images).proportion_ci(method="wilson")
-    assert wilson(hits, images) == pytest.approx((100 * expected.low, 100 * expected.high), abs=2e-3)
-
-
-def test_no_interval_of_nothing():
-    with pytest.raises(ValueError, match="at least one image"):
-        wilson(0, 0)
 
 
 def test_standard_error():

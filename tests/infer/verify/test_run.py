@@ -50,7 +50,7 @@ def test_the_sibling_is_found_and_the_result_is_stored(pair, labelled):
     assert found["agreement"] > 98
     assert 0 < found["max_logit_difference"] < 0.5
     assert found["reference"] == "iresnet50_fashion-fp32 on onnxruntime"
-    assert (found["data"], found["target"], found["outcome"]) == ("photos", "openvino", "passed")
+    assert (found["data"], found["target"], found["outcome"]) == ("photos", "openvino", "inconclusive")
     assert result.failures == []
     assert stored(pair) == [found]
 
@@ -68,7 +68,7 @@ def test_fp32_is_compared_with_the_reference_engine(own, shipped, labelled):
     found = verify_bundle(own(shipped("fp32")), [str(labelled)]).accuracy.to_json()
     assert (found["agreement"], found["disagreeing"]) == (100.0, 0)
     assert found["max_logit_difference"] < 1e-3
-    assert found["outcome"] == "passed"
+    assert found["outcome"] == "inconclusive"  # of 80 images
 
 
 def test_a_reference_engine_can_be_chosen(pair, labelled):

