@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -36,6 +37,7 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     Console().print(table)
 
 
+@functools.cache
 def _rows() -> list[dict[str, Any]]:
     """One a model, for ``--json``."""
     from engine_build.network.weights import SUFFIXES, cache_folder
