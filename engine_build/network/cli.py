@@ -37,11 +37,10 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     Console().print(table)
 
 
-@functools.cache
 def _rows() -> list[dict[str, Any]]:
     """One a model, for ``--json``."""
     from engine_build.network.weights import SUFFIXES, cache_folder
-    from engine_build.network.zoo import MODELS, count_macs, count_parameters, shape_only
+    from engine_build.network.zoo import MODELS
 
     rows = []
     for row in MODELS.values():
@@ -51,8 +50,17 @@ def _rows() -> list[dict[str, Any]]:
             weights = "cached"
         else:
             weights = "official" if row.drive_id else "none"
-        size = {"parameters": count_parameters(shape_only(row)), "gmac": count_macs(row) / 1e9}
+        size = _size(row.name)
         use = {"input": row.preprocessing.crop, "classes": row.num_classes, "top1": row.top1, "top5": row.top5}
         link = {"download": f"https://drive.google.com/uc?id={row.drive_id}" if row.drive_id else None}
         rows.append({"model": row.name, **size, **use, "weights": weights, **link})
     return rows
+
+
+@functools.cache
+def _size(name: str) -> dict[str, float]:
+    """Parameters, and 10^9 multiply-accumulates of an image."""
+    from engine_build.network.zoo import MODELS, count_macs, count_parameters, shape_only
+
+    row = MODELS[name]
+    return {"parameters": count_parameters(shape_only(row)), "gmac": count_macs(row) / 1e9}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[4]
 SECONDS = 300
-TESTS = ("tensorrt_backend", "device_memory", "graphs_and_memory", "failures", "why_unavailable", "overlap")
+TESTS = ("tensorrt_backend", "device_memory", "graphs_and_memory", "failures", "availability", "overlap")
 
 
 @dataclass(frozen=True)
