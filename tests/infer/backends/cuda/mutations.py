@@ -69,7 +69,8 @@ def caught_by(mutant: Mutation) -> str | None:
             "tests/infer/backends/cuda",
         ):
             shutil.copytree(ROOT / part, root / part, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", root)
+        for name in ("pyproject.toml", "tests/specs.py"):
+            shutil.copy(ROOT / name, root / name)
         apply(mutant, root)
         cache = os.environ.get("CUDA_EMULATOR_CACHE") or str(ROOT / ".cache")
         environment = {**os.environ, "CUDA_EMULATOR_CACHE": cache, "PYTHONPATH": str(root)}
