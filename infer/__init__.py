@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from infer.errors import DeviceMemoryError as DeviceMemoryError
     from infer.errors import GraphError as GraphError
     from infer.errors import ImageError as ImageError
+    from infer.errors import InconclusiveError as InconclusiveError
     from infer.errors import InputError as InputError
     from infer.errors import IResNetError as IResNetError
     from infer.errors import KnownAnswersError as KnownAnswersError
     from infer.errors import MissingDependencyError as MissingDependencyError
+    from infer.errors import ProcessError as ProcessError
     from infer.errors import TargetUnavailableError as TargetUnavailableError
     from infer.errors import UnsupportedError as UnsupportedError
     from infer.errors import UntrainedError as UntrainedError
@@ -42,11 +44,13 @@ _HOMES = {
     "GraphError": "infer.errors",
     "IResNetError": "infer.errors",
     "ImageError": "infer.errors",
+    "InconclusiveError": "infer.errors",
     "InputError": "infer.errors",
     "KnownAnswersError": "infer.errors",
     "MissingDependencyError": "infer.errors",
     "Outputs": "infer.backends.base",
     "Prediction": "infer.predictions",
+    "ProcessError": "infer.errors",
     "Runner": "infer.runner",
     "TargetUnavailableError": "infer.errors",
     "UnsupportedError": "infer.errors",
@@ -64,11 +68,13 @@ __all__ = [
     "GraphError",
     "IResNetError",
     "ImageError",
+    "InconclusiveError",
     "InputError",
     "KnownAnswersError",
     "MissingDependencyError",
     "Outputs",
     "Prediction",
+    "ProcessError",
     "Runner",
     "TargetUnavailableError",
     "UnsupportedError",

@@ -43,6 +43,10 @@ class TargetUnavailableError(IResNetError):
     """A backend cannot run here: a library, a driver or a device is missing."""
 
 
+class ProcessError(IResNetError):
+    """An engine was used in another process than the one that opened it, or was to be sent there."""
+
+
 class MissingDependencyError(IResNetError):
     """A package of an extra is not installed; the message names the extra."""
 

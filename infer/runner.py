@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from infer.bundle import Manifest, newest_accuracy, read_labels, read_manifest
 from infer.bundle.accuracy_record import Accuracy
 from infer.bundle.preprocessing import Preprocessing
 from infer.checks.self_test import SelfTest
-from infer.errors import AccuracyError, InputError, TargetUnavailableError, UntrainedError
+from infer.errors import AccuracyError, InputError, ProcessError, TargetUnavailableError, UntrainedError
+from infer.forks import Owner
 from infer.predictions import Prediction, rank
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ class Runner:
         manifest: its manifest.
         labels: class names in the order of the logits.
         preprocessing: from a decoded image to the input.
-        backend: what runs it.
         self_test: what the known answers said; batch sizes that are compiled later are added to it.
     """
 
@@ -68,15 +68,26 @@ class Runner:
         allow_untrained: bool,
         test: SelfTest | None = None,
     ) -> None:
-        self.folder, self.manifest, self.labels, self.backend = folder, manifest, labels, backend
+        self.folder, self.manifest, self.labels, self._backend = folder, manifest, labels, backend
+        self._owner = Owner(backend)
         self.preprocessing: Preprocessing = manifest.preprocessing
         self._allow_untrained = allow_untrained
         self.self_test = test
 
     @property
+    def backend(self) -> Backend:
+        """What runs the bundle.
+
+        Raises:
+            ProcessError: this process is a fork of the one that opened the runner.
+        """
+        self._owner.require(f"the runner of {self.folder}")
+        return self._backend
+
+    @property
     def target(self) -> str:
         """Name of the target that runs."""
-        return self.backend.target
+        return self._backend.target
 
     def require_trained(self) -> None:
         """Refuse to present predictions of random weights as answers.
@@ -211,23 +222,26 @@ class Runner:
         """Classify images of any kind.
 
         Args:
-            images: one image or a sequence of them: a path, encoded bytes, a PIL image, or a uint8 RGB or grey array
-                of its own size. A list may mix them.
-            top: classes an image, at most the ``k`` of the graph; None for all ``k``.
+            images: one image, or a list, tuple or iterator of them, of any kinds: a path, encoded bytes, a binary file,
+                a PIL image, or a uint8 RGB or grey array of its own size; or a uint8 array ``[N, H, W, C]``.
+            top: classes an image, at least 1; at most the ``k`` of the graph come, None for all ``k``.
             strict: raise at the first image that cannot be read; otherwise its prediction carries ``error``.
             fast: decode large JPEG files at a reduced size; see :func:`infer.images.jpeg.load_input`.
 
         Raises:
             UntrainedError: see :meth:`require_trained`.
             ImageError: an image cannot be read and ``strict`` is set.
-            InputError: not an image at all.
+            InputError: not an image at all, or ``top`` is below 1.
+            ProcessError: see :attr:`backend`.
         """
+        from infer.pictures import iter_pictures
         from infer.sources import Record
 
         self.require_trained()
-        items: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        if top is not None and top < 1:
+            raise InputError(f"top: expected at least 1, found {top}")
         # A record's bytes may be anything that decode_image takes.
-        records = [Record(_name(item, n), Path(), "", partial(_itself, item)) for n, item in enumerate(items)]
+        records = (Record(name, Path(), "", partial(_itself, item)) for name, item in iter_pictures(images))
         results: dict[int, Prediction] = {}
         for answers in self.run(records, strict=strict, fast=fast):
             for failure in answers.failures:
@@ -266,11 +280,18 @@ class Runner:
         return Outputs(np.empty((0, classes), np.float32), np.empty((0, k), np.float32), np.empty((0, k), np.int32))
 
     def close(self) -> None:
-        """Release the backend; harmless when called twice."""
-        self.backend.close()
+        """Release the backend; harmless when called twice, and in a fork, where the engine stays the parent's."""
+        if self._owner.is_here:
+            self._backend.close()
 
     def __repr__(self) -> str:
-        return f"<Runner of {self.folder} on {self.target}: {self.backend.device}>"
+        return f"<Runner of {self.folder} on {self.target}: {self._backend.device}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise ProcessError(
+            f"the runner of {self.folder} cannot be sent to another process: its engine lives in this one. Send the "
+            "folder and call open_bundle there; see docs/runner.md, Processes"
+        )
 
     def __enter__(self) -> Runner:
         return self
@@ -324,9 +345,3 @@ def open_bundle(
 
 def _itself(item: Any) -> Any:
     return item
-
-
-def _name(item: object, number: int) -> str:
-    if isinstance(item, (str, os.PathLike)):
-        return os.fspath(item) if isinstance(os.fspath(item), str) else os.fsdecode(os.fspath(item))
-    return f"image {number}"

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 EXPORTS = {
     infer: {
         "AccuracyError", "BuildError", "BundleError", "DeviceError", "DeviceMemoryError", "GpuOptions", "GraphError",
-        "IResNetError", "ImageError", "InputError", "KnownAnswersError", "MissingDependencyError", "Outputs",
-        "Prediction", "Runner", "TargetUnavailableError", "UnsupportedError", "UntrainedError", "WeightsError",
-        "__version__", "open_bundle",
+        "IResNetError", "ImageError", "InconclusiveError", "InputError", "KnownAnswersError", "MissingDependencyError",
+        "Outputs", "Prediction", "ProcessError", "Runner", "TargetUnavailableError", "UnsupportedError",
+        "UntrainedError", "WeightsError", "__version__", "open_bundle",
     },
     engine_build: {"BuildOptions", "__version__", "build", "create_model"},
     calibration: {

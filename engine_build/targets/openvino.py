@@ -10,6 +10,7 @@ from typing import Any
 
 from engine_build.targets.onnx_nodes import mac_results
 from infer.backends.openvino import CACHE_FOLDER, MULTIPLYING, OpenVINOBackend, computes_in, make_core
+from infer.backends.openvino_import import import_openvino
 from infer.bundle import Plan, file_entry
 from infer.bundle.build_record import Audit, AuditSummary
 from infer.errors import BuildError, TargetUnavailableError
@@ -41,9 +42,9 @@ def build_openvino(
         BuildError: OpenVINO refuses the graph, or runs one of ``int8_nodes`` in floating point.
     """
     import onnx
-    import openvino
 
     started = time.monotonic()
+    openvino = import_openvino()
     core = make_core()
     try:
         model = core.read_model(graph)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from infer.backends.base import HostBackend, Outputs, PlanCheck
 from infer.backends.cpu import cpu_flags, processor
 from infer.backends.instruction_sets import instruction_set
+from infer.backends.openvino_import import import_openvino
 from infer.backends.openvino_pool import Pool
 from infer.backends.signal_stack import signal_stack_kept
 from infer.errors import KnownAnswersError, TargetUnavailableError
@@ -46,9 +47,7 @@ def why_unavailable() -> str | None:
 
 def make_core() -> openvino.Core:
     """A ``Core`` with its CPU plugin loaded, which leaves the thread's signal stack alone."""
-    import openvino
-
-    core = openvino.Core()
+    core: openvino.Core = import_openvino().Core()
     with signal_stack_kept():
         core.get_property("CPU", "FULL_DEVICE_NAME")
     return core
@@ -129,9 +128,7 @@ class OpenVINOBackend(HostBackend):
         super().__init__()
         if (missing := why_unavailable()) is not None:
             raise TargetUnavailableError(missing)
-        import openvino
-
-        _convert_once(openvino)
+        _convert_once(import_openvino())
         self._core = make_core()
         self._options: dict[str, Any] = dict(options or {})
         hint = self._options.get(_HINT)
@@ -219,8 +216,6 @@ class OpenVINOBackend(HostBackend):
 
     def _machine(self, compiled: openvino.CompiledModel) -> Mapping[str, str]:
         """Everything that decides which kernels run."""
-        import openvino
-
         instructions = compiled_requirements(compiled) or compiled_instruction_set(compiled)
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
         options = sorted((key, str(value)) for key, value in self._options.items() if key != "CACHE_DIR")
@@ -228,7 +223,7 @@ class OpenVINOBackend(HostBackend):
             "device": self._name,
             "processor": processor(),
             "instructions": instructions,
-            "library": f"openvino {openvino.__version__}",
+            "library": f"openvino {import_openvino().__version__}",
             "options": str([*options, ("threads", threads)]),
         }
 

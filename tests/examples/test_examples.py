@@ -42,12 +42,20 @@ def test_it_says_what_the_runner_says(shipped, pictures, tmp_path, name):
     assert last.startswith(f"{broken}: ") and "image" in last
 
 
+def test_workers_decode_and_the_parent_owns_the_runner(shipped, pictures):
+    done = run("torch_dataloader.py", shipped("fp32"), *pictures)
+    assert done.returncode == 0, done.stderr
+    with open_bundle(shipped("fp32")) as runner:
+        found = runner.classify(pictures)
+    assert done.stdout.splitlines() == [f"{p.name}: {p.top[0].label}" for p in found]
+
+
 def test_errors_of_the_package_are_one_line(tmp_path):
     done = run("classify.py", tmp_path, "x.png")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["classify.py", "async_service.py", "torch_gpu.py"])
+@pytest.mark.parametrize("name", ["classify.py", "async_service.py", "torch_dataloader.py", "torch_gpu.py"])
 def test_without_arguments_it_says_how_it_is_used(name):
     done = run(name)
     assert done.returncode == 1 and f"python examples/{name} engines/" in done.stderr

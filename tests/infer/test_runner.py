@@ -115,15 +115,36 @@ def test_top(runner, photos, top, count):
 
 
 def test_a_bad_image_costs_itself_only(runner, expected, photos, tmp_path):
-    items = [photos[0], b"no image", photos[1], tmp_path / "none.jpg", encoded(photos[2])[:100], photos[3], 17]
+    items = [photos[0], b"no image", photos[1], tmp_path / "none.jpg", encoded(photos[2])[:100], photos[3]]
     found = runner.classify(items)
-    assert [p.error is None for p in found] == [True, False, True, False, False, True, False]
+    assert [p.error is None for p in found] == [True, False, True, False, False, True]
     good = [found[n].top[0].index for n in (0, 2, 5)]
     assert good == classes_of(expected, [photos[0], photos[1], photos[3]])
     assert found[1].error.startswith("image 1: ")
     assert "none.jpg: no such file" in found[3].error
     assert all(p.top == () for p in found if p.error)
     assert all("\n" not in p.error for p in found if p.error)
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_top_of_nothing(runner, photos, top):
+    with pytest.raises(InputError, match=f"top: expected at least 1, found {top}"):
+        runner.classify(photos, top=top)
+
+
+def test_iterators_files_and_batches(runner, expected, photos):
+    wanted = classes_of(expected, photos)
+    assert [p.top[0].index for p in runner.classify(photo for photo in photos)] == wanted
+    files = [io.BytesIO(encoded(photo)) for photo in photos]
+    assert [p.top[0].index for p in runner.classify(files)] == wanted
+    batch = np.stack([photos[1], photos[1][::-1]])
+    assert [p.top[0].index for p in runner.classify(batch)] == classes_of(expected, list(batch))
+
+
+def test_what_is_no_image_is_a_mistake_of_the_program(runner, photos):
+    with pytest.raises(InputError, match="image 1: expected a path.* found int"):
+        runner.classify([photos[0], 17, b"no image"])
+    assert len(runner.classify(photos)) == len(photos)  # the runner still works
 
 
 def test_only_bad_images(runner):
