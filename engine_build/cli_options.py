@@ -57,6 +57,15 @@ WeightsOption = Annotated[
     Path | None,
     typer.Option(help="Checkpoint: .safetensors, .pth or .pt. None: search, then download.", rich_help_panel=_WEIGHTS),
 ]
+WeightsKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-key",
+        help="Which of several sets of weights in the checkpoint, such as state_dict_ema; None: the one that fits and is "
+        "no average.",
+        rich_help_panel=_WEIGHTS,
+    ),
+]
 OnnxOption = Annotated[
     Path | None, typer.Option(help="Your own float ONNX classifier, input [N, 3, H, W].", rich_help_panel=_WEIGHTS)
 ]

@@ -1,13 +1,12 @@
-"""Checkpoints: where they come from, how they are read, whether they fit.
+"""Checkpoints: where they come from, and whether they fit.
 
 Order: the file that was asked for, the weights shipped with the model, the local cache folder, the official
-Google Drive file, and at last deterministic random weights, marked as untrained. Nothing is ever unpickled:
-``.safetensors`` by safetensors, everything else by torch's restricted loader (``weights_only=True``).
+Google Drive file, and at last deterministic random weights, marked as untrained. :mod:`engine_build.network.checkpoint`
+reads the files.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine_build.network.checkpoint import find_weights, read_checkpoint
 from engine_build.network.zoo import Model, count_parameters, create_model, shape_only
 from engine_build.synthetic import synthetic_images
 from infer.errors import WeightsError
@@ -57,6 +57,7 @@ def load_weights(
     row: Model,
     path: Path | None = None,
     *,
+    key: str | None = None,
     require: bool = False,
     offline: bool = False,
     num_classes: int | None = None,
@@ -68,6 +69,7 @@ def load_weights(
     Args:
         row: the model.
         path: a checkpoint to use and no other.
+        key: which of several sets of weights in it; see :func:`engine_build.network.checkpoint.find_weights`.
         require: random weights are an error.
         offline: do not try to download.
         num_classes: outputs of the classifier; None takes the checkpoint's, else the row's.
@@ -80,7 +82,9 @@ def load_weights(
     if path is not None:
         if not path.is_file():
             raise WeightsError(f"no checkpoint at {path}; pass an existing .safetensors, .pth or .pt file")
-        return _from_file(row, path, str(path.name), num_classes, width)
+        return _from_file(row, path, str(path.name), num_classes, width, key)
+    if key is not None:
+        raise WeightsError(f"weights key {key!r}: of which checkpoint? Pass WEIGHTS=path (--weights) too")
     standard = num_classes in (None, row.num_classes) and width in (None, row.width)
     tried: list[str] = []
     if row.shipped is not None and standard and (row.shipped / "weights.safetensors").is_file():
@@ -141,48 +145,6 @@ def damp_branches(model: IResNet, factor: float = BRANCH_DAMPING) -> None:
                 getattr(block, last).weight.mul_(factor)
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file, float32, without wrappers and ``module.`` prefixes.
-
-    Accepts a plain state_dict, a training checkpoint that holds one under ``state_dict`` or ``model``, and
-    safetensors.
-
-    Raises:
-        WeightsError: not a checkpoint, damaged, or one that only unpickling could read.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content: object = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if "global" not in str(error).lower():  # torch names the class it refuses; without one it is no checkpoint
-                raise WeightsError(f"{path}: not a PyTorch checkpoint, or a damaged one") from error
-            raise WeightsError(
-                f"{path}: holds more than tensors, which this project refuses to unpickle. "
-                "Save the state_dict alone: torch.save(model.state_dict(), path)"
-            ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-            raise WeightsError(f"{path}: not a readable PyTorch checkpoint ({_first_line(error)})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: expected a state_dict, found {type(content).__name__}")
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: expected a state_dict, found no tensor in it")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): v for name, v in tensors.items()}
-    return {name: v.float() if v.dtype.is_floating_point else v for name, v in tensors.items()}
-
-
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
     """Copy ``tensors`` into ``model``; names and shapes must be equal.
 
@@ -214,14 +176,21 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], o
     model.load_state_dict({**{name: expected[name] for name in counters}, **tensors})
 
 
-def _from_file(row: Model, path: Path, source: str, num_classes: int | None, width: float | None) -> Weights:
-    tensors = read_checkpoint(path)
+def _from_file(
+    row: Model, path: Path, source: str, num_classes: int | None, width: float | None, key: str | None = None
+) -> Weights:
+    tensors, notes = _read(row, path, str(path), key)
     head = tensors.get("fc.weight")
     if num_classes is None and head is not None and head.ndim == 2:
         num_classes = head.shape[0]
     model = create_model(row.name, num_classes, width)
     load_strictly(model, tensors, str(path))
-    return Weights(model, source, sha256_file(path), trained=True)
+    return Weights(model, source, sha256_file(path), trained=True, notes=tuple(notes))
+
+
+def _read(row: Model, path: Path, origin: str, key: str | None = None) -> tuple[dict[str, torch.Tensor], list[str]]:
+    link = None if row.drive_id is None else f"https://drive.google.com/uc?id={row.drive_id}"
+    return find_weights(read_checkpoint(path, link), list(shape_only(row).state_dict()), origin, key)
 
 
 def _hash_file(path: Path) -> Path:
@@ -252,15 +221,14 @@ def _download(row: Model) -> Path:
             raise WeightsError(f"download from Google Drive failed ({type(error).__name__})") from error
         size = temporary.stat().st_size
         if result is None or size < least:
-            raise WeightsError(f"Google Drive sent {size} bytes, expected at least {least}; is the quota used up?")
+            raise WeightsError(
+                f"Google Drive sent {size} bytes, expected at least {least}; is the quota used up? Open "
+                f"https://drive.google.com/uc?id={row.drive_id} in a browser, save it as {target}"
+            )
         try:
-            tensors = read_checkpoint(temporary)
+            tensors, _ = _read(row, temporary, "the downloaded file")
         except WeightsError as error:
             raise WeightsError(str(error).replace(str(temporary), "the downloaded file")) from error
         load_strictly(create_model(row.name), tensors, "the downloaded file")
     write_bytes(_hash_file(target), f"{sha256_file(target)}  {target.name}\n".encode())
     return target
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

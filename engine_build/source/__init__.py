@@ -32,6 +32,7 @@ class SourceOptions:
     Attributes:
         model: row of the zoo; with ``onnx`` any name.
         weights: checkpoint; None searches (see :func:`engine_build.network.weights.load_weights`).
+        weights_key: which of several sets of weights in ``weights``, such as ``state_dict_ema``.
         onnx: a user's own float classifier instead of a row of the zoo.
         preprocessing: None for the row's, or ImageNet's with ``onnx``.
         num_classes, width: of the network; None for the checkpoint's and the row's.
@@ -42,6 +43,7 @@ class SourceOptions:
 
     model: str
     weights: Path | None = None
+    weights_key: str | None = None
     onnx: Path | None = None
     preprocessing: Preprocessing | None = None
     num_classes: int | None = None
@@ -160,6 +162,7 @@ def _export(
         weights = load_weights(
             row,
             options.weights,
+            key=options.weights_key,
             require=options.require_weights,
             offline=options.offline,
             num_classes=options.num_classes,

@@ -142,7 +142,7 @@ def test_iterators_files_and_batches(runner, expected, photos):
 
 
 def test_what_is_no_image_is_a_mistake_of_the_program(runner, photos):
-    with pytest.raises(InputError, match="image 1: expected a path.* found int"):
+    with pytest.raises(InputError, match=r"image 1: expected a path.* found int"):
         runner.classify([photos[0], 17, b"no image"])
     assert len(runner.classify(photos)) == len(photos)  # the runner still works
 

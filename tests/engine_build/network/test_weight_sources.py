@@ -133,13 +133,13 @@ BAD_DOWNLOADS = {
     ),
     "large page": (
         lambda path: path.write_bytes(b"<html>" * 200_000) and None,
-        "the downloaded file: not a PyTorch ch",
+        "the downloaded file: not a checkpoint but a web page",
     ),
     "nothing": (lambda path: None, "sent 0 bytes"),
     "no route": (connection_error, r"download from Google Drive failed \(ConnectionError\)"),
     "other model": (
         lambda path: torch.save({"w": torch.zeros(10**6)}, path),
-        "the downloaded file does not fit the model",
+        "the downloaded file: expected a state_dict, found 1 tensors of another network: w",
     ),
 }
 

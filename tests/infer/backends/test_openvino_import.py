@@ -33,7 +33,7 @@ def test_opening_a_bundle_starts_no_process_and_leaves_nothing_at_home(tiny, tmp
 
 
 def test_a_program_that_has_the_package_keeps_it(tiny):
-    program = f"import openvino, openvino_telemetry as before\n{PROGRAM.split('from infer')[0]}\n" + (
+    program = f"import openvino, openvino_telemetry as before\n{PROGRAM.split('from infer', maxsplit=1)[0]}\n" + (
         "from infer.backends.openvino_import import import_openvino\n"
         "assert import_openvino() is openvino and sys.modules['openvino_telemetry'] is before"
     )
