@@ -61,8 +61,8 @@ WeightsKeyOption = Annotated[
     str | None,
     typer.Option(
         "--weights-key",
-        help="Which of several sets of weights in the checkpoint, such as state_dict_ema; None: the one that fits and is "
-        "no average.",
+        help="Which of several sets of weights in the checkpoint, such as state_dict_ema; None: the one that fits "
+        "and is no average.",
         rich_help_panel=_WEIGHTS,
     ),
 ]

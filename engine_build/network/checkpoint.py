@@ -25,7 +25,7 @@ _LISTED = 5
 _COUNTERS = frozenset(("n_averaged", "total_ops", "total_params"))
 #: Classes whose construction runs nothing: training scripts leave scores, arguments and paths beside the weights.
 _HARMLESS = (
-    np._core.multiarray.scalar,
+    np.float64(0).__reduce__()[0],  # the function that makes scalars, wherever this numpy keeps it
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8")),
     argparse.Namespace,
@@ -82,7 +82,8 @@ def find_weights(
     notes = []
     if others := [_call(part) for part in fitting if part is not chosen]:
         notes.append(
-            f"{origin} has several sets of weights, took {_call(chosen)}; also there: {', '.join(others)} (--weights-key)"
+            f"{origin} has several sets of weights, took {_call(chosen)}; also there: {', '.join(others)} "
+            "(--weights-key)"
         )
     if chosen.others:
         notes.append(f"{origin}: not of the network, left out: {_list(chosen.others)}")
