@@ -24,7 +24,7 @@ _LISTED = 5
 #: Last part of names that are no weights: the counter of torch's AveragedModel, and what profilers (thop) leave.
 _COUNTERS = frozenset(("n_averaged", "total_ops", "total_params"))
 #: Classes whose construction runs nothing: training scripts leave scores, arguments and paths beside the weights.
-_HARMLESS = (
+_HARMLESS: tuple[Any, ...] = (
     np.float64(0).__reduce__()[0],  # the function that makes scalars, wherever this numpy keeps it
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8")),
