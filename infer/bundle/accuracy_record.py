@@ -97,10 +97,13 @@ class Diagnosis(msgspec.Struct):
         kind: ``ok``, ``pre-processing``, ``precision``, ``both``, ``subset``, ``labels``, ``unexpected`` or
             ``unknown`` (nothing to compare with).
         text: one line for people.
+        cause: of a loss against FP32: ``calibration``, ``graph`` or ``kernels`` (of the machine that ran it); empty
+            where nothing was lost or it is not known.
     """
 
     kind: str = "unknown"
     text: str = ""
+    cause: str = ""
 
 
 class Accuracy(msgspec.Struct, kw_only=True):

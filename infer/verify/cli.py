@@ -52,7 +52,11 @@ def verify(
     reference_target: Annotated[Runs | None, typer.Option(help="Target that runs the reference.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
     layers_limit: Annotated[
-        int, typer.Option(min=0, help="Compare every quantised tensor with FP32 on so many images, such as 64.")
+        int,
+        typer.Option(
+            min=0,
+            help="Compare every quantised tensor with FP32 on so many images, such as 64; of the graph, not of a plan.",
+        ),
     ] = 0,
     plot: Annotated[Path | None, typer.Option(help="With --layers-limit: write the comparison as a picture.")] = None,
     allow_untrained: Annotated[
@@ -141,7 +145,9 @@ def _print_layers(errors: list[TensorError], most: int = 20) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"quantised tensors against FP32, worst of {len(errors)} first", box=box.SIMPLE)
+    table = Table(
+        title=f"quantised tensors of the graph as written against FP32, worst of {len(errors)} first", box=box.SIMPLE
+    )
     for head in ("tensor", "SQNR dB", "clipped %", "scale"):
         table.add_column(head, justify="left" if head == "tensor" else "right")
     for error in errors[:most]:

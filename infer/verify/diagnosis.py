@@ -13,6 +13,7 @@ from typing import Any
 from infer.bundle import ModelInfo
 from infer.bundle.accuracy_record import Diagnosis, Figures
 from infer.bundle.preprocessing import IMAGENET, Preprocessing
+from infer.checks.blame import Blame
 from infer.datasets.imagenet import VALIDATION_IMAGES
 
 TOLERANCE = 0.5
@@ -41,6 +42,7 @@ def diagnose(
     validation_set: bool,
     foreign_labels: int = 0,
     fast_decode: bool = False,
+    cause: Blame | None = None,
 ) -> Diagnosis:
     """Say where the accuracy went.
 
@@ -51,10 +53,28 @@ def diagnose(
         precision: of the bundle; without a reference, the top-1 of an fp32 bundle is FP32's.
         validation_set: the images are those of ILSVRC2012's validation set.
         foreign_labels: images whose class is not the one that ILSVRC2012 gives them.
+        fast_decode: the bundle saw other pixels than FP32.
+        cause: what lost accuracy against FP32, from :func:`infer.verify.cause.find_cause`.
     """
+    found = _diagnose(figures, model, spec, precision, validation_set, foreign_labels, fast_decode, cause)
+    return found if cause is None else Diagnosis(found.kind, found.text, cause.part)
+
+
+def _diagnose(
+    figures: Figures,
+    model: ModelInfo,
+    spec: Preprocessing,
+    precision: str,
+    validation_set: bool,
+    foreign_labels: int,
+    fast_decode: bool,
+    cause: Blame | None,
+) -> Diagnosis:
     if figures.top1 is None:
-        return Diagnosis("unknown", "no labels, so no accuracy to explain")
-    lost = _precision_loss(figures, precision)
+        return Diagnosis(
+            "precision" if cause else "unknown", cause.text if cause else "no labels, no accuracy to explain"
+        )
+    lost = _precision_loss(figures, precision, cause)
     if lost is not None and fast_decode:
         lost += " (fast decoding included)"
     if model.top1 is None or not validation_set:
@@ -117,24 +137,30 @@ def _against_published(
     return Diagnosis("ok", f"{compared}, so the pre-processing is right; the precision agrees with FP32")
 
 
-def _precision_loss(figures: Figures, precision: str) -> str | None:
-    """One line when the bundle is worse than FP32 by more than tolerance and chance; None otherwise."""
+def lost_precision(figures: Figures) -> bool:
+    """Whether the bundle's top-1 is worse than FP32's by more than tolerance and chance."""
     if figures.reference_top1 is None or figures.top1 is None:
-        return None
-    lost, gained = figures.lost or 0, figures.gained or 0
+        return False
     drop = figures.reference_top1 - figures.top1
     # Only the images that one gets right and the other wrong decide (McNemar 1947).
-    doubt = 2 * 100 * math.sqrt(lost + gained) / figures.labelled
-    if drop <= TOLERANCE or drop <= doubt:
-        return None
+    doubt = 2 * 100 * math.sqrt((figures.lost or 0) + (figures.gained or 0)) / figures.labelled
+    return drop > TOLERANCE and drop > doubt
+
+
+def _precision_loss(figures: Figures, precision: str, cause: Blame | None) -> str | None:
+    """One line on what is lost against FP32; None where nothing is."""
+    if not lost_precision(figures):
+        return None if cause is None else cause.text
+    assert figures.reference_top1 is not None and figures.top1 is not None
+    drop = figures.reference_top1 - figures.top1
     what_to_do = (
         "Look at --layers-limit 64 and at the calibration data, or build PRECISION=auto"
         if precision in ("int8", "auto", "fp8")
         else "See whether another --target loses it too"
     )
     return (
-        f"the loss is one of precision: {_points(drop)} of top-1 below FP32 on the same pixels ({lost} "
-        f"images lost, {gained} gained). {what_to_do}"
+        f"the loss is one of precision: {_points(drop)} of top-1 below FP32 on the same pixels ({figures.lost or 0} "
+        f"images lost, {figures.gained or 0} gained). {what_to_do if cause is None else cause.text}"
     )
 
 

@@ -13,21 +13,23 @@ from numpy.typing import NDArray
 
 from infer.backends import REFERENCE, why_unavailable
 from infer.bundle import MANIFEST, Manifest, ModelInfo, add_accuracy, read_manifest
-from infer.bundle.accuracy_record import Accuracy
+from infer.bundle.accuracy_record import Accuracy, Figures
+from infer.checks.blame import Blame
 from infer.datasets import LabelledDataset, open_dataset
 from infer.datasets.class_names import ClassNames
 from infer.datasets.real_labels import read_real_labels
-from infer.errors import InputError
+from infer.errors import InputError, TargetUnavailableError
 from infer.files import replacing
 from infer.pipeline.host import Batch
 from infer.runner import Runner, open_bundle
 from infer.terminal import progress
 from infer.verify.accuracy import record
-from infer.verify.diagnosis import diagnose
+from infer.verify.cause import IMAGES, find_cause
+from infer.verify.diagnosis import diagnose, lost_precision
 from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
 from infer.verify.label_order import describe
 from infer.verify.tensor_errors import TensorError, layer_errors
-from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE, Labels, judge
+from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE, Labels, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ def verify_bundle(
             hint=describe(evaluation.classes.reference_pairs(), len(runner.labels), runner.labels),
         )
         verdict = judge(counts, labels, threshold, unreadable=max_unreadable, complete=limit is None)
+        cause = None
+        if fp32 is not None and (lost_precision(figures) or _disagrees(verdict, figures, threshold)):
+            cause = _cause(runner, fp32, dataset.sample(IMAGES, seed))
         found = record(runner, counts, figures, verdict, threshold, names, source)
         found.fast_decode = fast_decode
         found.diagnosis = diagnose(
@@ -154,6 +159,7 @@ def verify_bundle(
             validation_set=foreign is not None,
             foreign_labels=foreign or 0,
             fast_decode=fast_decode,
+            cause=cause,
         )
         layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
     unrecorded = None
@@ -162,6 +168,19 @@ def verify_bundle(
     except OSError as error:  # a bundle that cannot be written; the verdict holds all the same
         unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
     return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded)
+
+
+def _disagrees(verdict: Verdict, figures: Figures, threshold: float) -> bool:
+    """Whether it failed by other answers than FP32's, rather than by labels or images."""
+    return verdict.outcome == "failed" and (figures.agreement or 0) < 100 * threshold
+
+
+def _cause(runner: Runner, fp32: Runner, sample: LabelledDataset) -> Blame | None:
+    images = [batch.images for batch, _ in sample.batches(runner.preprocessing, 16)]
+    try:
+        return find_cause(runner, fp32, np.concatenate(images)) if images else None
+    except TargetUnavailableError:  # then the diagnosis says what to look at
+        return None
 
 
 def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:
