@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine_build.network.zoo import Model
 from infer.errors import InputError
+from infer.text_files import read_text, split_lines
 
 
 def class_names(row: Model | None, num_classes: int, path: Path | None = None) -> tuple[list[str], list[str] | None]:
@@ -25,7 +26,7 @@ def class_names(row: Model | None, num_classes: int, path: Path | None = None) -
     if path is not None:
         if not path.is_file():
             raise InputError(f"no label file at {path}; expected a text file with one class name a line")
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in split_lines(read_text(path, "label file"))]
         if len(names) != num_classes:
             raise InputError(f"{path}: expected {num_classes} lines, one a class, found {len(names)}")
         return names, None

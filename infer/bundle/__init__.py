@@ -18,6 +18,7 @@ from infer.bundle.preprocessing import Preprocessing
 from infer.bundle.tensors import CLASSES, INPUT, LOGITS, SCORES
 from infer.errors import BundleError
 from infer.files import sha256_file, write_bytes
+from infer.text_files import split_lines
 
 FORMAT = 2
 #: Of our own networks. 1 added x in the second block of every stage where the official network adds ReLU(x).
@@ -260,7 +261,7 @@ def read_labels(folder: Path, manifest: Manifest) -> list[str]:
     """
     check_files(folder, [manifest.labels])
     try:
-        labels = (folder / manifest.labels.file).read_text(encoding="utf-8").splitlines()
+        labels = split_lines((folder / manifest.labels.file).read_bytes().decode())
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / LABELS}: expected UTF-8 text ({error}); build the bundle again") from error
     if len(labels) != manifest.model.num_classes:

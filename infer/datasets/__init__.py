@@ -3,13 +3,15 @@
 Layouts, told apart by themselves, in this order:
 
 * a ground-truth file was given: see :mod:`infer.datasets.ground_truth`;
-* WebDataset tar files: ``key.jpg`` beside ``key.cls``, which holds an index, a WordNet id or a class name. Further
-  images of a sample (``key.seg.png``) are not used;
+* Parquet files with a column of classes beside the images, as the Hugging Face hub has them: an index or a name;
+* WebDataset tar files, with the class beside each image: see :mod:`infer.datasets.webdataset`;
 * class folders, as ``torchvision.datasets.ImageFolder`` has them, in a folder or a tar file, one level down or below a
   common folder (``val/n01440764/x.JPEG``); or one folder or tar file for each class, named one by one. The folders are
-  called by WordNet id, by class name (``ankle_boot`` is ``Ankle boot``) or by index, all of them the same way;
+  called by WordNet id, by class name (``ankle_boot`` is ``Ankle boot``) or by index, all of them the same way: see
+  :mod:`infer.datasets.class_folders`;
 * the flat ILSVRC2012 validation set, files called ``ILSVRC2012_val_00000001.JPEG``, with the labels shipped here, for
-  models whose classes are ImageNet-1k.
+  models whose classes are ImageNet-1k;
+* files with a WordNet id at the end or the beginning of their names: ``n01440764_10026.JPEG``.
 
 A class is always looked up in the model's own list. It is never the position of a folder among the sorted folders,
 which is another number as soon as a class is missing.
@@ -27,14 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.bundle.preprocessing import Preprocessing
-from infer.datasets.class_names import SCHEMES, ClassNames
+from infer.datasets.class_folders import find_class_folders, folders_of
+from infer.datasets.class_names import ClassNames
+from infer.datasets.file_names import named_wnid, official_wnid, validation_number
 from infer.datasets.ground_truth import first_five, read_ground_truth
-from infer.datasets.imagenet import VALIDATION_IMAGES, imagenet1k, validation_number, validation_targets
+from infer.datasets.imagenet import VALIDATION_IMAGES, imagenet1k, validation_targets
+from infer.datasets.webdataset import SUFFIXES, Samples, classes_of_samples
 from infer.errors import InputError
 from infer.pipeline.host import Batch, load_batches
-from infer.sources import TAR_SUFFIXES, Record, iter_records
-
-_MAX_DEPTH = 8
+from infer.sources import Record, iter_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +49,14 @@ class LabelledDataset:
         targets: int64 ``[N]``, indices into the model's labels.
         layout: how the classes were found, for people.
         unreadable: what was meant as part of the set and cannot be read (a damaged tar file); not among ``records``.
+        left_out: images beside the class folders, which have no class; not among ``records``.
     """
 
     records: tuple[Record, ...]
     targets: NDArray[np.int64]
     layout: str
     unreadable: tuple[Record, ...] = ()
+    left_out: tuple[Record, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,26 +71,38 @@ class LabelledDataset:
         chosen = balanced_sample([r.member for r in self.records], self.targets.tolist(), count, seed)
         return replace(self, records=tuple(self.records[i] for i in chosen), targets=self.targets[chosen])
 
-    def validation_differences(self, classes: ClassNames) -> int | None:
-        """How many classes are not those that ILSVRC2012 gives its validation set; None for other images.
+    def is_validation_set(self, classes: ClassNames) -> bool:
+        """Whether these are images of ILSVRC2012's validation set, all of its classes known to the model.
 
-        They are of that set when all are called ``ILSVRC2012_val_<number>``, or when they are as many, with as many
-        of each class.
+        They are when all are called ``ILSVRC2012_val_<number>``, or when they are as many, with as many of each class.
         """
         index = classes.imagenet_indices()
         if index is None:
-            return None
+            return False
         try:
             numbers = [validation_number(PurePosixPath(record.member).stem) for record in self.records]
         except InputError:  # a number that the set does not have
-            return None
-        known = [number for number in numbers if number is not None]
-        if len(known) == len(numbers):
-            expected = np.array(index)[validation_targets()[np.array(known) - 1]]
-            return int((expected != self.targets).sum())
+            return False
+        if None not in numbers:
+            return True
         sizes = np.bincount(self.targets, minlength=len(classes))[index]
-        whole = len(self) == VALIDATION_IMAGES and (sizes == VALIDATION_IMAGES // len(index)).all()
-        return 0 if whole else None
+        return len(self) == VALIDATION_IMAGES and bool((sizes == VALIDATION_IMAGES // len(index)).all())
+
+    def contradicted(self, classes: ClassNames) -> NDArray[np.int64]:
+        """int64, the images whose names are ImageNet's own, and whose class is not the one that ImageNet gives them.
+
+        Nothing is known of them where the model's classes are not ImageNet's.
+        """
+        if not classes.has_wnids:
+            return np.empty(0, np.int64)
+        stems = (PurePosixPath(record.member).stem for record in self.records)
+        official = [official_wnid(stem) for stem in stems]
+        rows = [
+            row
+            for row, (wnid, target) in enumerate(zip(official, self.targets.tolist(), strict=True))
+            if wnid is not None and classes.find(wnid, "wnid") != target
+        ]
+        return np.array(rows, np.int64)
 
     def batches(
         self,
@@ -121,29 +138,35 @@ def open_dataset(
         seed: of the choice.
 
     Raises:
-        InputError: no image, an unknown layout, unknown class names, images without a class, an unusable
-            ground-truth file, or a limit below 1.
+        InputError: no image, an unknown layout, or one that can be read in two ways, unknown class names, images
+            without a class or with two, an unusable ground-truth file, or a limit below 1.
     """
     classes = ClassNames(labels, wnids)
     records: list[Record] = []
     unreadable: list[Record] = []
-    samples: dict[tuple[Path, str], str] = {}  # WebDataset: key to the text of its .cls
-    for record in iter_records(paths, also=(".cls",)):
+    samples = Samples()
+    for record in iter_records(paths, also=SUFFIXES, labelled=True):
         if record.defect is not None:
             unreadable.append(record)
-        elif record.member.lower().endswith(".cls"):
-            samples[record.source, record.member[:-4]] = record.load().decode("utf-8", "replace").strip()
+        elif record.member.lower().endswith(SUFFIXES):
+            samples.add(record)
         else:
             records.append(record)
     if not records:
         raise InputError(f"no image can be read: {unreadable[0].name}: {unreadable[0].defect}")
+    left_out: list[Record] = []
     if ground_truth is not None:
         found = records, read_ground_truth(Path(ground_truth), records, classes), "ground-truth file"
-    elif samples:
-        found = _webdataset(records, samples, classes)
+    elif any(record.label is not None for record in records):
+        found = records, _labels_beside(records, classes), "Parquet file with classes"
+    elif samples.decide(records, classes):
+        found = classes_of_samples(records, samples, classes)
+    elif (folders := find_class_folders(records, classes)) is not None:
+        found = [records[row] for row in folders.rows], folders.targets, folders.layout
+        left_out = folders.left_out
     else:
-        found = records, *(_class_folders(records, classes) or _validation_set(records, classes))
-    dataset = LabelledDataset(tuple(found[0]), found[1], found[2], tuple(unreadable))
+        found = records, *_by_file_name(records, classes)
+    dataset = LabelledDataset(tuple(found[0]), found[1], found[2], tuple(unreadable), tuple(left_out))
     return dataset if limit is None else dataset.sample(limit, seed)
 
 
@@ -169,83 +192,54 @@ def balanced_sample(names: Sequence[str], groups: Sequence[Hashable], count: int
     return np.array(sorted(index for _, _, index in sorted(ranked)[:count]), np.int64)
 
 
-def _webdataset(
-    records: list[Record], samples: dict[tuple[Path, str], str], classes: ClassNames
-) -> tuple[list[Record], NDArray[np.int64], str]:
-    kept: list[Record] = []
+def _labels_beside(records: list[Record], classes: ClassNames) -> NDArray[np.int64]:
     targets: list[int] = []
-    bare: list[str] = []
     for record in records:
-        key = record.source, str(PurePosixPath(record.member).with_suffix(""))
-        folder, _, file = record.member.rpartition("/")
-        sample = record.source, f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
-        text = samples.get(key)
-        if text is None and sample not in samples:
-            bare.append(record.name)
-        if text is None:
-            continue
-        target = classes.find(text, "index", "wnid", "name")
+        text = "" if record.label is None or record.label == -1 else str(record.label)
+        target = classes.find(text, "index", "wnid", "name") if text else None
         if target is None:
-            raise InputError(f"{record.name}: unknown class {text!r} in its .cls, expected {classes.examples()}")
-        kept.append(record)
+            what = f"unknown class {record.label!r}" if text else "no class"
+            raise InputError(f"{record.name}: {what} in the column beside it, expected {classes.examples()}")
         targets.append(target)
-    if bare or not kept:
-        raise InputError(
-            f"{len(bare)} of {len(records)} images have no .cls beside them in the tar file ({first_five(bare)})"
-        )
-    return kept, np.array(targets, np.int64), "WebDataset"
+    return np.array(targets, np.int64)
 
 
-def _class_folders(records: list[Record], classes: ClassNames) -> tuple[NDArray[np.int64], str] | None:
-    """Classes by folder; None when these do not look like class folders at all."""
-    folders = [_folders(record) for record in records]
-    depth_end = min(_MAX_DEPTH, *(len(parts) for parts in folders))
-    best: tuple[int, set[str], set[str]] = (0, set(), set())
-    for depth in [*range(1, depth_end), 0]:  # the folder that was named itself comes last
-        names = {parts[depth] for parts in folders}
-        for scheme in SCHEMES:
-            index = {name: classes.find(name, scheme) for name in names}
-            unknown = {name for name, found in index.items() if found is None}
-            if not depth and scheme == "index" and len(names) == 1:
-                continue  # a folder that happens to be called 0
-            if not unknown:
-                targets = np.array([index[parts[depth]] for parts in folders], np.int64)
-                return targets, f"class folders by {scheme}"
-            if len(names) - len(unknown) > best[0]:
-                best = len(names) - len(unknown), unknown, names
-    if best[0] == 0:
-        return None
-    raise InputError(
-        f"{len(best[1])} of {len(best[2])} class folders are not classes of this model "
-        f"({first_five(sorted(best[1]))}); expected names like {classes.examples()}"
-    )
-
-
-def _folders(record: Record) -> tuple[str, ...]:
-    """The folders around an image: what was named on the command line (a tar file without suffix), then those below."""
-    name = record.source.absolute().name
-    suffix = next((suffix for suffix in TAR_SUFFIXES if name.lower().endswith(suffix)), "")
-    return (name[: len(name) - len(suffix)], *record.member.split("/")[:-1])
-
-
-def _validation_set(records: list[Record], classes: ClassNames) -> tuple[NDArray[np.int64], str]:
-    numbers = [validation_number(PurePosixPath(record.member).stem) for record in records]
-    found = [number for number in numbers if number is not None]
-    if len(found) < len(records):
-        folders = sorted({parts[-1] for parts in map(_folders, records)})
+def _by_file_name(records: list[Record], classes: ClassNames) -> tuple[NDArray[np.int64], str]:
+    """Classes of ImageNet's own files, by number or by WordNet id."""
+    stems = [PurePosixPath(record.member).stem for record in records]
+    numbers = [validation_number(stem) for stem in stems]
+    if None in numbers:
+        named = [named_wnid(stem) for stem in stems]
+        if None not in named:
+            return _of_wnids(
+                [wnid for wnid in named if wnid], records, classes
+            ), "WordNet ids in the names of the files"
+        folders = sorted({parts[-1] for parts in map(folders_of, records)})
         raise InputError(
             f"no classes found for {len(records)} images such as {records[0].name}: expected a folder or tar file "
             f"with one subfolder for each class, called like {classes.examples()} (found: {first_five(folders)}), a "
-            "WebDataset tar file with .cls entries, the ILSVRC2012 validation set, or a ground-truth file"
+            "WebDataset tar file with .cls entries, a Parquet file with a column of classes, the ILSVRC2012 validation "
+            "set, or a ground-truth file"
         )
-    targets = validation_targets()[np.array(found) - 1]
+    targets = validation_targets()[np.array(numbers, np.int64) - 1]
+    layout = "ILSVRC2012 validation set"
     shipped = imagenet1k().wnids
     if classes.wnids == shipped:
-        return targets, "ILSVRC2012 validation set"
-    index = np.array([-1 if (i := classes.find(wnid, "wnid")) is None else i for wnid in shipped])
-    if classes.wnids is None or (index[targets] < 0).any():
+        return targets, layout
+    if not classes.has_wnids:
         raise InputError(
             f"these are images of the ILSVRC2012 validation set, but the model's {len(classes)} classes are not "
             "ImageNet-1k; give a ground-truth file in the order of the model"
         )
-    return index[targets], "ILSVRC2012 validation set"
+    return _of_wnids([shipped[target] for target in targets], records, classes), layout
+
+
+def _of_wnids(wnids: list[str], records: list[Record], classes: ClassNames) -> NDArray[np.int64]:
+    found = [classes.find(wnid, "wnid") for wnid in wnids]
+    unknown = [f"{record.name} ({wnid})" for record, wnid, i in zip(records, wnids, found, strict=True) if i is None]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(records)} images are of classes that this model does not have "
+            f"({first_five(unknown)}); leave them out, or give a ground-truth file"
+        )
+    return np.array(found, np.int64)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
-from infer.datasets.imagenet import imagenet1k, is_imagenet1k
+from infer.datasets.imagenet import imagenet1k, is_imagenet1k, wnids_of
 from infer.errors import InputError
 
 Scheme: TypeAlias = Literal["wnid", "name", "index"]
@@ -21,7 +21,8 @@ class ClassNames:
 
     Args:
         labels: class names in the order of the model's outputs.
-        wnids: WordNet ids in the same order; None takes those of ImageNet-1k where ``labels`` are its classes.
+        wnids: WordNet ids in the same order, empty for a class without; None finds them where ``labels`` are classes of
+            ImageNet-1k, see :func:`infer.datasets.imagenet.wnids_of`.
 
     Raises:
         InputError: no labels, or another number of ids than of labels.
@@ -33,18 +34,20 @@ class ClassNames:
         shipped = imagenet1k().wnids
         #: Whether these are the classes of ImageNet-1k in the usual order.
         self.is_imagenet1k = is_imagenet1k(labels) or (wnids is not None and tuple(wnids) == shipped)
-        if wnids is None and self.is_imagenet1k:
-            wnids = shipped
+        if wnids is None:
+            wnids = wnids_of(labels)
         if wnids is not None and len(wnids) != len(labels):
             raise InputError(f"wnids: expected one for each of {len(labels)} labels, found {len(wnids)}")
         self.labels = tuple(labels)
         self.wnids = None if wnids is None else tuple(wnids)
-        self._by_wnid = {wnid: index for index, wnid in enumerate(wnids or ())}
+        self._by_wnid = {wnid: index for index, wnid in enumerate(wnids or ()) if wnid}
         self._by_name: dict[str, int | None] = {}  # None: two classes share it
         self._add([(label, index) for index, label in enumerate(labels)])
         synonyms = [(part, index) for index, label in enumerate(labels) for part in label.split(",") if "," in label]
-        if self.is_imagenet1k:
-            synonyms += [(part, index) for index, name in enumerate(imagenet1k().names) for part in name.split(",")]
+        known = zip(*imagenet1k(), strict=True) if self._by_wnid else ()
+        synonyms += [
+            (part, self._by_wnid[wnid]) for wnid, name in known if wnid in self._by_wnid for part in name.split(",")
+        ]
         self._add(synonyms)
 
     def _add(self, names: Iterable[tuple[str, int]]) -> None:
@@ -76,6 +79,11 @@ class ClassNames:
         index = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
         return index if 0 <= index < len(self) else None
 
+    @property
+    def has_wnids(self) -> bool:
+        """Whether WordNet ids are known of any class."""
+        return bool(self._by_wnid)
+
     def imagenet_indices(self) -> list[int] | None:
         """The model's index of each class of ImageNet-1k, in the usual order; None when it lacks one of them."""
         found = [self.find(wnid, "wnid") for wnid in imagenet1k().wnids]
@@ -85,8 +93,8 @@ class ClassNames:
     def examples(self) -> str:
         """What class names are expected to look like, for messages."""
         shown = [f"{label!r}" for label in self.labels[:2]]
-        if self.wnids is not None:
-            shown.insert(0, f"{self.wnids[0]!r}")
+        if self._by_wnid:
+            shown.insert(0, f"{next(iter(self._by_wnid))!r}")
         return f"{', '.join(shown)} or an index from 0 to {len(self) - 1}"
 
 

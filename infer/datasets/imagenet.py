@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.errors import InputError
-
 _DATA = Path(__file__).parent
 VALIDATION_IMAGES = 50_000
 
@@ -68,18 +66,29 @@ def is_imagenet1k(labels: Sequence[str]) -> bool:
     return hits >= 900
 
 
-def validation_number(stem: str) -> int | None:
-    """1 to 50000 for ``ILSVRC2012_val_00000001`` to ``..._00050000``; None for any other file name stem.
+def wnids_of(labels: Sequence[str]) -> tuple[str, ...] | None:
+    """The WordNet id of each label where they are classes of ImageNet-1k, all or some, in any order.
 
-    Raises:
-        InputError: the number is outside 1 to 50000.
+    A label that is none of them, such as a leading background class, has an empty id; None where more than one of ten
+    is none. Two classes are called crane, and two maillot: these are told apart by their place only.
     """
-    prefix = "ILSVRC2012_val_"
-    digits = stem[len(prefix) :]
-    if not stem.startswith(prefix) or not digits.isascii() or not digits.isdigit() or len(digits) != 8:
-        return None
-    if not 1 <= int(digits) <= VALIDATION_IMAGES:
-        raise InputError(
-            f"{stem}: the validation set ends at {VALIDATION_IMAGES}; rename the file or give a ground-truth file"
-        )
-    return int(digits)
+    shipped = imagenet1k().wnids
+    for before in range(len(labels) - len(shipped) + 1):
+        after = len(labels) - len(shipped) - before
+        if before + after <= 1 and is_imagenet1k(labels[before : before + len(shipped)]):
+            return (*[""] * before, *shipped, *[""] * after)
+    table = _by_name()
+    found = [table.get(label.casefold()) or table.get(label.split(",")[0].strip().casefold(), "") for label in labels]
+    known = [wnid for wnid in found if wnid]
+    return tuple(found) if len(known) == len(set(known)) and 10 * len(known) >= 9 * len(labels) > 0 else None
+
+
+@cache
+def _by_name() -> dict[str, str]:
+    """WordNet ids by id, name and synonym; those of two classes are left out."""
+    found: dict[str, set[str]] = {}
+    wnids, names = imagenet1k()
+    for wnid, name in zip(wnids, names, strict=True):
+        for text in (wnid, name, *name.split(",")):
+            found.setdefault(text.strip().casefold(), set()).add(wnid)
+    return {text: ids.pop() for text, ids in found.items() if len(ids) == 1}

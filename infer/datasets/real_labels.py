@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from infer.bundle.accuracy_record import Figures
 from infer.datasets.class_names import ClassNames
-from infer.datasets.imagenet import VALIDATION_IMAGES, validation_number
+from infer.datasets.file_names import validation_number
+from infer.datasets.imagenet import VALIDATION_IMAGES
 from infer.errors import InputError
 from infer.sources import Record
 

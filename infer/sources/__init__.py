@@ -8,7 +8,9 @@ kinds in folders and tar files are passed over. What was meant as an image and c
 
 from __future__ import annotations
 
+import codecs
 import glob
+import io
 import os
 import re
 import stat
@@ -21,6 +23,7 @@ from infer.errors import ImageError, InputError
 from infer.images import EXTENSIONS, open_image_file
 from infer.sources.record import Record, printable
 from infer.sources.tar import iter_members
+from infer.text_files import encoding_of
 
 __all__ = ["PARQUET_SUFFIXES", "TAR_SUFFIXES", "Record", "count_records", "iter_records", "printable", "read_list"]
 
@@ -30,7 +33,11 @@ _BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{}]*,[^{
 
 
 def iter_records(
-    paths: Iterable[str | os.PathLike[str]], also: Collection[str] = (), *, column: str | None = None
+    paths: Iterable[str | os.PathLike[str]],
+    also: Collection[str] = (),
+    *,
+    column: str | None = None,
+    labelled: bool = False,
 ) -> Iterator[Record]:
     """The images at ``paths``, one record each, found while they are iterated.
 
@@ -40,13 +47,14 @@ def iter_records(
             sets of names in braces as WebDataset has them: ``shard-{000..063}.tar``.
         also: further extensions, lower case with the dot, to yield from tar files: labels that lie beside the images.
         column: of Parquet files, the one with the images; None finds it by type and name.
+        labelled: take the classes that Parquet files have beside the images, see :attr:`Record.label`.
 
     Raises:
         InputError: when the paths are used up and held not one image; the message says what was wrong with them.
     """
     held: list[Record] = []  # defects before the first image: together with no image at all they are the error
     found = False
-    for record in _iter_all(paths, EXTENSIONS.union(also), column):
+    for record in _iter_all(paths, EXTENSIONS.union(also), column, labelled):
         if record.defect is not None and not found:
             held.append(record)
             continue
@@ -70,8 +78,15 @@ def read_list(path: str) -> Iterator[str]:
     """
     try:
         with open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-") as file:
-            for line in file:
-                if text := os.fsdecode(line.rstrip(b"\r\n")):
+            encoding = encoding_of(file.peek(4)[:4])
+            if encoding is not None and encoding != "utf-8-sig":
+                for text in io.TextIOWrapper(file, encoding):
+                    if name := text.lstrip("\ufeff").rstrip("\r\n"):
+                        yield name
+                return
+            for number, line in enumerate(file):  # names of files may be any bytes
+                start = codecs.BOM_UTF8 if number == 0 else b""
+                if text := os.fsdecode(line.removeprefix(start).rstrip(b"\r\n")):
                     yield text
     except (OSError, ValueError) as error:
         raise InputError(f"list of inputs {path}: cannot be read ({error})") from error
@@ -109,13 +124,13 @@ def count_records(paths: Iterable[str | os.PathLike[str]], stop: Callable[[], bo
 
 
 def _iter_all(
-    paths: Iterable[str | os.PathLike[str]], extensions: Collection[str], column: str | None
+    paths: Iterable[str | os.PathLike[str]], extensions: Collection[str], column: str | None, labelled: bool
 ) -> Iterator[Record]:
     for item in _resolve(paths):
         if isinstance(item, Record):
             yield item
         else:
-            yield from _iter_path(item, extensions, column)
+            yield from _iter_path(item, extensions, column, labelled)
 
 
 def _resolve(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path | Record]:
@@ -149,7 +164,7 @@ def _words(braces: re.Match[str]) -> Iterator[str]:
             yield str(number).zfill(len(first) if first.startswith("0") else 0)
 
 
-def _iter_path(path: Path, extensions: Collection[str], column: str | None) -> Iterator[Record]:
+def _iter_path(path: Path, extensions: Collection[str], column: str | None, labelled: bool) -> Iterator[Record]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -164,7 +179,7 @@ def _iter_path(path: Path, extensions: Collection[str], column: str | None) -> I
         elif stat.S_ISREG(mode) and _is_parquet(path):
             from infer.sources.parquet import iter_rows
 
-            yield from iter_rows(path, column)
+            yield from iter_rows(path, column, labelled=labelled)
         else:
             yield _file_record(path, path.parent)
 

@@ -6,6 +6,7 @@ never as a whole, and only the columns that are needed. Needs pyarrow.
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from infer.sources.record import Record, printable
 #: Names that a column of images usually has, best first; and a column of names for them.
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "data", "content")
 KEY_COLUMNS = ("__key__", "key", "path", "file_path", "file_name", "filename", "file", "name", "id", "image_id")
+#: Names that a column of classes usually has.
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "class_id", "class_index", "wnid", "synset", "class_name",
+                 "label_name", "fine_label", "category")  # fmt: skip
 _ROWS = 8  # so many images are in memory at once
 _KEYS = 1024
 
@@ -50,12 +54,13 @@ def count_rows(path: Path) -> int:
         return 1
 
 
-def iter_rows(path: Path, column: str | None = None) -> Iterator[Record]:
+def iter_rows(path: Path, column: str | None = None, *, labelled: bool = False) -> Iterator[Record]:
     """The rows of ``path``, one record each, named by the column of keys if there is one, else by their number.
 
     Args:
         path: a Parquet file; a damaged one gives a record with the defect.
         column: the one with the images, also ``column.field``; None finds it by type and name.
+        labelled: read the column of classes too, where there is one.
 
     Raises:
         InputError: no pyarrow; no such column, or none or several that may be meant; says which there are.
@@ -67,11 +72,14 @@ def iter_rows(path: Path, column: str | None = None) -> Iterator[Record]:
         file = _open(parquet, path)
         columns = _find_columns(file.schema_arrow, column, shown)
         reader = _ImageReader(file, columns.images)
-        for row, key in enumerate(_keys(_open(parquet, path), columns.keys)):
+        labels = columns.labels if labelled else None
+        names = _class_names(file.schema_arrow, labels)
+        for row, (key, number) in enumerate(_keys(_open(parquet, path), columns.keys, labels)):
             member = f"row {row}" if key is None else key
             name = f"{shown}:{printable(member)}"
             rows += 1
-            yield Record(name, path, member, partial(reader.read, name, row), sequential=True)
+            label = names[number] if isinstance(number, int) and 0 <= number < len(names) else number
+            yield Record(name, path, member, partial(reader.read, name, row), sequential=True, label=label)
     except InputError:
         raise
     except Exception as error:  # pyarrow raises several families on damaged files
@@ -91,6 +99,7 @@ def _open(parquet: ModuleType, path: Path) -> Any:
 class _Columns:
     images: str
     keys: str | None
+    labels: str | None
 
 
 def _find_columns(schema: Any, wanted: str | None, shown: str) -> _Columns:
@@ -132,23 +141,46 @@ def _find_columns(schema: Any, wanted: str | None, shown: str) -> _Columns:
                 f"{', '.join(schema.names)}; name it with --column"
             )
         found = images[usual[0]] if usual else next(iter(images.values()))
-    return _Columns(found, next((keys[name] for name in KEY_COLUMNS if name in keys), None))
+    labels = next((name for name in LABEL_COLUMNS if name in schema.names and name != found), None)
+    return _Columns(found, next((keys[name] for name in KEY_COLUMNS if name in keys), None), labels)
 
 
-def _keys(file: Any, column: str | None) -> Iterator[str | None]:
-    if column is None:
+def _class_names(schema: Any, column: str | None) -> list[str]:
+    """Names of the classes in the order of their numbers, as Hugging Face's ``ClassLabel`` keeps them; else none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[column]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _keys(file: Any, keys: str | None, labels: str | None) -> Iterator[tuple[str | None, int | str | None]]:
+    """Key and class of each row, None where there is none."""
+    wanted = [column for column in (keys, labels) if column is not None]
+    if not wanted:
         for _ in range(file.metadata.num_rows):
-            yield None
+            yield None, None
         return
-    for batch in file.iter_batches(batch_size=_KEYS, columns=[column], use_threads=False):
-        for value in _leaf(batch):
-            yield None if value is None else str(value)
+    for batch in file.iter_batches(batch_size=_KEYS, columns=wanted, use_threads=False):
+        nothing = [None] * batch.num_rows
+        found = [nothing if column is None else _leaf(batch, column) for column in (keys, labels)]
+        for key, label in zip(*found, strict=True):
+            yield None if key is None else str(key), _label(label)
 
 
-def _leaf(batch: Any) -> list[Any]:
-    """The values of a batch of one column, which may be the one field left of a struct."""
-    values = batch.column(0).to_pylist()
-    return [next(iter(v.values())) if isinstance(v, dict) else v for v in values]
+def _label(value: Any) -> int | str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def _leaf(batch: Any, column: str) -> list[Any]:
+    """The values of a column of a batch, or of a field of a struct column."""
+    name, _, field = column.partition(".")
+    values = batch.column(batch.schema.names.index(name if field else column)).to_pylist()
+    return [None if v is None else v[field] if isinstance(v, dict) else v for v in values]
 
 
 class _ImageReader:
@@ -189,7 +221,7 @@ class _ImageReader:
         while row >= self._first + len(self._rows):
             self._first += len(self._rows)
             self._rows = []
-            self._rows = _leaf(next(self._batches))
+            self._rows = _leaf(next(self._batches), self._column)
         return self._rows[row - self._first]
 
 

@@ -21,6 +21,7 @@ class Record:
         sequential: reading in order is cheap, out of order may cost a new pass (a compressed tar
             file, a Parquet file).
         defect: why it cannot be read at all; None otherwise.
+        label: its class, where a column beside it says so: an index or a name; None elsewhere.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Record:
     read: Callable[[], bytes] | None = None
     sequential: bool = False
     defect: str | None = None
+    label: int | str | None = None
 
     def load(self) -> bytes:
         """The encoded bytes. Safe to call from several threads.

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")],
     data: Annotated[
-        list[str], typer.Option("--data", "-d", help="Folder or tar with labelled images; repeat for shards.")
+        list[str],
+        typer.Option("--data", "-d", help="Folder, tar or Parquet file with labelled images; repeat for shards."),
     ],
     reference: Annotated[
         Path | None,
@@ -102,9 +103,12 @@ def verify(
     if as_json:
         found = {"layers": [error.to_json() for error in result.layers]} if layers_limit else {}
         details = {"evaluation": result.details.to_json(result.labels)}
-        print(json.dumps(result.accuracy.to_json() | {"failures": result.failures} | details | found))
+        lists = {"failures": result.failures, "left_out": result.left_out}
+        print(json.dumps(result.accuracy.to_json() | lists | details | found))
     else:
         _print_accuracy(bundle, result.accuracy, len(result.failures))
+        if result.left_out:
+            print(f"left out: {len(result.left_out)} images beside the class folders, such as {result.left_out[0]}")
         _print_layers(result.layers)
         for path in (report, csv):
             if path is not None:

@@ -44,6 +44,7 @@ class Verification:
         manifest: of the bundle.
         layers: errors of the quantised tensors, worst first; empty unless asked for.
         unrecorded: why the manifest does not have it; None where it does.
+        left_out: names of images that lie beside the class folders.
     """
 
     accuracy: Accuracy
@@ -53,6 +54,7 @@ class Verification:
     manifest: Manifest
     layers: list[TensorError] = field(default_factory=list)
     unrecorded: str | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 def verify_bundle(
@@ -136,13 +138,13 @@ def verify_bundle(
         figures = evaluation.figures()
         if figures.images == 0:
             raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
-        foreign = dataset.validation_differences(classes)
+        foreign = len(dataset.contradicted(classes))
         source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
         counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
         labels = Labels(
             classes=len(runner.labels),
             commonest=int(evaluation.classes.images.max()),
-            contradicted=foreign or 0,
+            contradicted=foreign,
             hint=describe(evaluation.classes.reference_pairs(), len(runner.labels), runner.labels),
         )
         verdict = judge(counts, labels, threshold, unreadable=max_unreadable, complete=limit is None)
@@ -156,8 +158,8 @@ def verify_bundle(
             runner.manifest.model,
             runner.preprocessing,
             precision=runner.manifest.precision,
-            validation_set=foreign is not None,
-            foreign_labels=foreign or 0,
+            validation_set=dataset.is_validation_set(classes),
+            foreign_labels=foreign,
             fast_decode=fast_decode,
             cause=cause,
         )
@@ -167,7 +169,10 @@ def verify_bundle(
         add_accuracy(folder, found)
     except OSError as error:  # a bundle that cannot be written; the verdict holds all the same
         unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
-    return Verification(found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded)
+    left_out = [record.name for record in dataset.left_out]
+    return Verification(
+        found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded, left_out
+    )
 
 
 def _disagrees(verdict: Verdict, figures: Figures, threshold: float) -> bool:

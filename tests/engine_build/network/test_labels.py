@@ -46,3 +46,16 @@ def test_a_file_of_another_length(tmp_path, count):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match="no label file at"):
         class_names(None, 3, tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_label_files_of_any_editor(tmp_path, encoding):
+    path = tmp_path / "names.txt"
+    path.write_bytes("café\r\ntrench\u2028coat\r\nbag\r\n".encode(encoding))
+    assert class_names(None, 3, path) == (["café", "trench\u2028coat", "bag"], None)
+
+
+def test_label_files_of_an_old_encoding_are_named(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"bag\ncaf\xe9\n")
+    with pytest.raises(InputError, match="0xe9 in line 2, 'é' in Latin-1"):
+        class_names(None, 2, tmp_path / "names.txt")

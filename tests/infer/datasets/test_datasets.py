@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,8 @@ from specs import sized
 
 from infer.datasets import LabelledDataset, balanced_sample, open_dataset
 from infer.datasets.class_names import ClassNames
-from infer.datasets.imagenet import imagenet1k, is_imagenet1k, validation_number, validation_targets
+from infer.datasets.file_names import validation_number
+from infer.datasets.imagenet import imagenet1k, is_imagenet1k, validation_targets
 from infer.errors import ImageError, InputError
 from infer.sources import Record
 
@@ -94,6 +96,63 @@ def test_one_folder_or_tar_file_a_class(tmp_path):
 def test_a_folder_that_happens_to_be_called_0_is_no_class(tmp_path):
     with pytest.raises(InputError, match="no classes found for 2 images"):
         open_dataset([fill(tmp_path / "0", "a.png", "b.png")], FASHION)
+
+
+@pytest.mark.parametrize("above", [range(5), ("1", "3", "5")])
+@pytest.mark.parametrize("names", [("bag", "coat"), (WNIDS[8], WNIDS[4])])
+@pytest.mark.parametrize("named", ["gaussian_noise", "0"])
+def test_numbers_above_the_classes_are_folds_or_severities(tmp_path, above, names, named):
+    images = [f"{fold}/{name}/{fold}.png" for fold in above for name in names]
+    found = open_dataset([fill(tmp_path / named, *images)], FASHION, WNIDS)
+    assert classes_of(found) == {image: 8 if names[0] in image else 4 for image in images}
+    found = open_dataset([fill(tmp_path / "all" / named, *(f"fog/{image}" for image in images))], FASHION, WNIDS)
+    assert set(found.targets.tolist()) == {4, 8}
+
+
+def test_numbers_below_a_class_are_no_classes(tmp_path):
+    found = open_dataset([fill(tmp_path, *(f"bag/{n}/x.png" for n in range(3)), "coat/0/y.png")], FASHION)
+    assert found.targets.tolist() == [8, 8, 8, 4]
+    found = open_dataset([fill(tmp_path / WNIDS[5], "1/a.png", "2/b.png")], FASHION, WNIDS)
+    assert found.targets.tolist() == [5, 5]
+
+
+def test_two_depths_that_both_fit_are_refused_with_both_named(tmp_path):
+    for n, (a, b) in enumerate([("bag", "coat"), ("3", "4")]):
+        root = fill(tmp_path / f"set{n}", f"{a}/{b}/1.png", f"{b}/{a}/2.png")
+        with pytest.raises(InputError, match=r"in two ways: folders 1 below by .*\(.*\), and folders 2 below by"):
+            open_dataset([root], FASHION)
+    root = fill(tmp_path / "dress", "3/1.png", "4/1.png")  # all dresses, or a set of that name
+    with pytest.raises(InputError, match=r"that were named by name \(dress\), and folders 1 below by index \(3, 4\)"):
+        open_dataset([root], FASHION)
+    same = open_dataset([fill(tmp_path / "twice", "bag/bag/1.png", "coat/coat/1.png")], FASHION)
+    assert same.targets.tolist() == [8, 4]
+
+
+def test_numbers_do_not_stand_in_for_a_class_that_the_model_lacks(tmp_path):
+    root = fill(tmp_path, f"1/{WNIDS[1]}/a.png", "2/n09999999/b.png")
+    with pytest.raises(InputError, match=r"1 of 2 class folders are not classes of this model \(n09999999\)"):
+        open_dataset([root], FASHION, WNIDS)
+
+
+def test_classes_at_different_depths_above_their_images(tmp_path):
+    found = open_dataset([fill(tmp_path, "train/bag/1.png", "corrupted/fog/coat/1.png")], FASHION)
+    assert classes_of(found) == {"corrupted/fog/coat/1.png": 4, "train/bag/1.png": 8}
+
+
+def test_what_lies_beside_the_class_folders_is_left_out_and_counted(tmp_path):
+    good = [f"bag/{n}.png" for n in range(3)]
+    strays = ["montage.png", "@eaDir/1.png", "bag/@eaDir/1.png", "__MACOSX/bag/1.png", "Thumbs/x.png"]
+    found = open_dataset([fill(tmp_path, *good, "coat/1.png", *strays)], FASHION)
+    assert set(classes_of(found)) == {*good, "coat/1.png"}
+    assert sorted(record.member for record in found.left_out) == sorted(strays)
+    with pytest.raises(InputError, match=r"1 of 3 class folders .*\(hat\)"):
+        open_dataset([fill(tmp_path, "hat/1.png")], FASHION)
+
+
+def test_a_whole_source_without_classes_is_no_stray(tmp_path):
+    fill(tmp_path, "a/bag/1.png", "a/coat/1.png", "b/1.png")
+    with pytest.raises(InputError, match="no classes found"):
+        open_dataset([tmp_path / "a", tmp_path / "b"], FASHION)
 
 
 def test_unknown_class_folders_are_named(tmp_path):
@@ -207,34 +266,74 @@ def test_flat_validation_set_for_other_models(tmp_path):
     root = fill(tmp_path, *FLAT)
     with pytest.raises(InputError, match="10 classes are not ImageNet-1k"):
         open_dataset([root], FASHION)
-    with pytest.raises(InputError, match="1000 classes are not ImageNet-1k"):
-        open_dataset([root], NAMES[::-1])
-    reversed_order = open_dataset([root], NAMES[::-1], IDS[::-1])
-    assert classes_of(reversed_order) == {name: 999 - target for name, target in flat_classes().items()}
+    with pytest.raises(InputError, match=r"4 of 4 images are of classes that this model does not have \(.*n01751748\)"):
+        open_dataset([root], ["tench", "goldfish"])
+    for wnids in (IDS[::-1], None):  # given, or found by the names
+        reversed_order = open_dataset([root], NAMES[::-1], wnids)
+        assert classes_of(reversed_order) == {name: 999 - target for name, target in flat_classes().items()}
+    background = open_dataset([root], ["background", *NAMES])
+    assert classes_of(background) == {name: target + 1 for name, target in flat_classes().items()}
+
+
+def dataset(names, targets):
+    return LabelledDataset(tuple(Record(name, Path("/val"), name) for name in names), np.array(targets), "by hand")
 
 
 def differences(names, targets, labels=NAMES, wnids=None):
-    records = tuple(Record(name, Path("/val"), name) for name in names)
-    return LabelledDataset(records, np.array(targets), "by hand").validation_differences(ClassNames(labels, wnids))
+    return dataset(names, targets).contradicted(ClassNames(labels, wnids)).tolist()
+
+
+def is_validation_set(names, targets, labels=NAMES, wnids=None):
+    return dataset(names, targets).is_validation_set(ClassNames(labels, wnids))
 
 
 def test_images_of_the_validation_set_are_recognised_by_name():
     right = list(flat_classes().values())
     folders = [f"{IDS[target]}/{name}" for name, target in flat_classes().items()]
-    assert differences(flat_classes(), right) == differences(folders, right) == 0
-    assert differences(folders, [right[0], *right[2:], 0]) == 3
-    assert differences(flat_classes(), [999 - t for t in right], NAMES[::-1], IDS[::-1]) == 0
-    assert differences([*flat_classes(), "x/cat.jpg"], [*right, 3]) is None
-    assert differences(["ILSVRC2012_val_00050001.JPEG"], [3]) is None
-    assert differences(flat_classes(), right, FASHION) is None
+    hub = [f"{Path(name).stem}_{IDS[target]}.JPEG" for name, target in flat_classes().items()]
+    for names in (flat_classes(), folders, hub):
+        assert is_validation_set(names, right) and differences(names, right) == []
+        assert is_validation_set(names, [right[0], *right[2:], 0])
+        assert differences(names, [right[0], *right[2:], 0]) == [1, 2, 3]
+    assert differences(flat_classes(), [999 - t for t in right], NAMES[::-1], IDS[::-1]) == []
+    assert not is_validation_set([*flat_classes(), "x/cat.jpg"], [*right, 3])
+    assert not is_validation_set(["ILSVRC2012_val_00050001.JPEG"], [3])
+    assert not is_validation_set(flat_classes(), right, FASHION)
+
+
+def test_labels_are_contradicted_for_any_model_with_classes_of_imagenet():
+    right = list(flat_classes().values())
+    shifted = [target + 1 for target in right]
+    assert differences(flat_classes(), shifted, ["background", *NAMES]) == []
+    assert differences(flat_classes(), right, ["background", *NAMES]) == [0, 1, 2, 3]
+    part = NAMES[right[0]], NAMES[right[1]], NAMES[5]  # a model of three of the classes
+    assert differences(list(flat_classes())[:3], [0, 1, 2], part) == [2]
+    assert differences([*flat_classes(), "x/cat.jpg"], [0, *right[1:], 3]) == [0]  # others beside them say nothing
+    assert differences([f"{IDS[3]}_10026.JPEG", f"{IDS[3]}_7.JPEG"], [3, 4]) == [1]  # of the training set
+    assert differences(flat_classes(), right, FASHION) == []
 
 
 def test_the_whole_validation_set_is_recognised_by_its_sizes():
     names = [f"{i:05d}.jpg" for i in range(50_000)]
     targets = np.arange(50_000) % 1000
-    assert differences(names, targets) == 0
-    assert differences(names[1:], targets[1:]) is None
-    assert differences(names, [0, *targets[:-1]]) is None
+    assert is_validation_set(names, targets) and differences(names, targets) == []
+    assert not is_validation_set(names[1:], targets[1:])
+    assert not is_validation_set(names, [0, *targets[:-1]])
+
+
+@pytest.mark.parametrize("form", ["{}_10026.JPEG", "ILSVRC2012_test_7_{}.png", "x_{}.jpg"])
+def test_wordnet_ids_in_the_names_of_files(tmp_path, form):
+    names = {form.format(WNIDS[i]): i for i in (3, 9)}
+    found = open_dataset([fill(tmp_path, *names)], FASHION, WNIDS)
+    assert classes_of(found) == names and found.layout == "WordNet ids in the names of the files"
+    with pytest.raises(InputError, match="1 of 3 images are of classes that this model does not have"):
+        open_dataset([fill(tmp_path, form.format("n09999999"))], FASHION, WNIDS)
+
+
+def test_the_hub_names_its_validation_images_with_number_and_class(tmp_path):
+    names = {f"ILSVRC2012_val_0000000{i}_{IDS[validation_targets()[i - 1]]}.JPEG": i for i in (1, 3)}
+    found = open_dataset([fill(tmp_path, *names)], NAMES)
+    assert classes_of(found) == {name: int(validation_targets()[i - 1]) for name, i in names.items()}
 
 
 # --- ground-truth files
@@ -266,10 +365,29 @@ def test_one_integer_a_line_across_folders(tmp_path):
         "a\tdress\nb\tT-shirt\nc\tankle boot",
         "ImageId,PredictionString\na,n10000003 85 1 499 272 \nb,n10000000 1 2 3 4 n10000001 1 2 3 4\nc,n10000009",
         "a.png n10000003\nb.png n10000000\nc.png n10000009",
+        '"image","label"\n"a.png","dress"\n"b.png","0"\n"c.png","ankle boot"',
+        "image;label\na.png;dress\nb.png;T-shirt\nc.png;9", "3 a.png\n0 b.png\n9 c.png", "3,a.png\n0,b.png\n9,c.png",
+        "set\\a.png,3\nset\\b.png,0\nset\\c.png,9", "./images/a.png 3\n./images/b.png 0\n./images/c.png 9",
+        "a.png,3.0\nb.png,0.0\nc.png,9.0", "a.png\tdress\t0\t1\nb.png\t0\t0\t1\nc.png\t9\t0\t1",
+        "id,split,filename,label\n1,val,/data/a.png,3\n2,val,/data/b.png,0\n3,val,/data/c.png,ankle boot",
+        "\ufeffimage,label\r\na.png,dress\r\nb.png,0\r\nc.png,9\r\n", "a.png 3 0.9\nb.png 0 0.8\nc.png 9 0.7",
+        "a.png,dress\nb.png,0\nc.png,9\n".encode("utf-16"), "a.png,dress\nb.png,0\nc.png,9\n".encode("utf-16-be"),
+        "a.png,3\nb.png,0\nc.png,9\na.png,3",
     ],
 )  # fmt: skip
 def test_name_and_label(tmp_path, text):
     assert truth(tmp_path, text) == {"a.png": 3, "b.png": 0, "c.png": 9}
+
+
+def test_names_without_extension_may_hold_dots(tmp_path):
+    images = ("photo.1.png", "photo.2.png", "v1.0.x.jpeg")
+    assert list(truth(tmp_path, "photo.1,1\nphoto.2,2\nv1.0.x,3", images).values()) == [1, 2, 3]
+
+
+def test_a_class_with_commas_that_nobody_quoted(tmp_path):
+    labels = ["great white shark, white shark", "tench"]
+    found = truth(tmp_path, "a.png,great white shark, white shark\nb.png,tench", ("a.png", "b.png"), labels, None)
+    assert found == {"a.png": 0, "b.png": 1}
 
 
 def test_names_with_folders(tmp_path):
@@ -287,7 +405,9 @@ def test_names_with_folders(tmp_path):
         ("0\n2\n10\n", "from 0 to 10, expected indices from 0 to 9"), ("0\n2\n-1\n", "from -1 to 2, expected"),
         ("a 1\nb 2\nc 10", "counting from 1"), ("a 1\nb 2\n", r"1 of 3 images \(.*c\.png\)"),
         ("a 1\nb hat\nc 2", "line 2: unknown class 'hat', expected 'n10000000'"), ("", "no labels in this file"),
-        (b"\xff\xfe\x00\x01", "UTF-8 text"), ("a 1\nb 99999999999\nc 2", "unknown class"), ("a\nb\nc", "unknown class"),
+        (b"\xff\xfe\x00\xd8", "UTF-8 text"), (b"caf\xe9 1\na 2", "0xe9 in line 1, 'é' in Latin-1"),
+        ("a 1\nb 2\nc 3\nd 1\na 5", "a has two classes, 1 in line 1 and 5 in line 5"),
+        ("a 1\nb 99999999999\nc 2", "unknown class"), ("a\nb\nc", "unknown class"),
     ],
 )  # fmt: skip
 def test_unusable_ground_truth(tmp_path, text, message):
@@ -323,8 +443,22 @@ def test_shuffled_or_partial_official_labels_are_refused(tmp_path):
     with pytest.raises(InputError, match="contradict the known ones"):
         truth(tmp_path, "".join(f"{target}\n" for target in shuffled), FLAT, NAMES, None)
     part = "".join(f"{i}\n" for i in range(1, 1001))
-    with pytest.raises(InputError, match=r"counting from 1.*ILSVRC2012_validation_ground_truth\.txt"):
+    with pytest.raises(InputError, match="contradict the known ones"):
         truth(tmp_path / "part", part, FLAT[:2], NAMES, None)
+    few = "".join(f"{i}\n" for i in (990, 1000, 3))  # no class comes again, so no order can be seen
+    with pytest.raises(InputError, match=r"counting from 1.*ILSVRC2012_validation_ground_truth\.txt"):
+        truth(tmp_path / "few", few, FLAT[:2], NAMES, None)
+
+
+def test_the_beginning_of_the_official_file_is_translated_too(tmp_path):
+    ids = np.random.default_rng(0).permutation(1000) + 1
+    devkit = "".join(f"{ids[target]}\n" for target in validation_targets()[:300])
+    images = [FLAT[0], FLAT[1], FLAT[3]]
+    assert truth(tmp_path, devkit, images, NAMES, None) == flat_classes((3, 1, 77))
+
+
+def test_one_integer_for_each_of_some_validation_images(tmp_path):
+    assert truth(tmp_path, "5\n6\n7\n8", FLAT, NAMES, None) == dict(zip(sorted(FLAT), (5, 6, 7, 8), strict=True))
 
 
 # --- WebDataset
@@ -338,7 +472,7 @@ def test_webdataset(tmp_path):
     )  # fmt: skip
     b = write_tar(
         tmp_path / "b.tar.gz", ("0001.cls", b"n10000005"), ("0001.png", png()), ("k.v2.png", png()),
-        ("k.v2.cls", b"ankle boot"), mode="w:gz",
+        ("k.v2.cls", b"\xef\xbb\xbfankle boot"), mode="w:gz",
     )  # fmt: skip
     dataset = open_dataset([a, b], FASHION, WNIDS)
     assert [record.member for record in dataset.records] == ["0001.png", "x/0002.jpg", "0001.png", "k.v2.png"]
@@ -347,12 +481,91 @@ def test_webdataset(tmp_path):
 
 def test_webdataset_without_some_labels(tmp_path):
     tar = write_tar(tmp_path / "a.tar", *[(f"{i}.png", png()) for i in range(7)], ("0.cls", b"1"))
-    with pytest.raises(InputError, match=r"6 of 7 images have no \.cls .*1\.png, .*5\.png, \.\.\."):
+    with pytest.raises(InputError, match=r"6 of 7 images have no \.cls or \.json .*1\.png, .*5\.png, \.\.\."):
         open_dataset([tar], FASHION)
-    for text in (b"10", b"hat", b"\xff", b""):
+    for text in (b"10", b"hat", b"\xff\xfe", b""):
         tar = write_tar(tmp_path / "a.tar", ("0.png", png()), ("0.cls", text))
         with pytest.raises(InputError, match=r"0\.png: unknown class .* in its \.cls"):
             open_dataset([tar], FASHION)
+
+
+def test_a_key_with_two_classes_is_refused(tmp_path):
+    twice = [("a.png", png()), ("a.cls", b"8"), ("a.png", png(9)), ("a.cls", b"4")]
+    tar = write_tar(tmp_path / "a.tar", *twice)
+    with pytest.raises(InputError, match=r"a.tar:a.cls: a has two classes in this tar file, '8' and '4'"):
+        open_dataset([tar], FASHION)
+    assert open_dataset([write_tar(tmp_path / "b.tar", *twice[:3], ("a.cls", b"8\n"))], FASHION).targets.tolist() == [
+        8,
+        8,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"label": 8}', b'{"path": "x", "cls": "bag"}', b'{"class_id": 8.0, "caption": "a"}', b'"bag"', b"8",
+     b'\xef\xbb\xbf{"wnid": "n10000008"}'],
+)  # fmt: skip
+def test_json_beside_the_images(tmp_path, text):
+    tar = write_tar(
+        tmp_path / "s.tar", ("a.png", png()), ("a.json", text), ("b.png", png()), ("b.json", b'{"label":3}')
+    )
+    assert open_dataset([tar], FASHION, WNIDS).targets.tolist() == [8, 3]
+
+
+def test_json_of_other_purposes_does_not_hide_class_folders(tmp_path):
+    members = [("bag/a.png", png()), ("bag/a.json", b'{"width": 3}'), ("coat/b.png", png()), ("coat/b.json", b"\xff")]
+    assert open_dataset([write_tar(tmp_path / "s.tar", *members)], FASHION).targets.tolist() == [8, 4]
+    tar = write_tar(tmp_path / "t.tar", ("a.png", png()), ("a.cls", b"1"), ("a.json", b'{"label": 8}'))
+    assert open_dataset([tar], FASHION).targets.tolist() == [1]
+
+
+def test_several_views_of_one_class(tmp_path):
+    views = [("a.left.png", png()), ("a.right.png", png()), ("a.mask.png", png()), ("a.cls", b"8")]
+    found = open_dataset([write_tar(tmp_path / "s.tar", *views, ("b.png", png()), ("b.cls", b"3"))], FASHION)
+    assert classes_of(found) == {"a.left.png": 8, "a.right.png": 8, "b.png": 3}
+
+
+# --- Parquet
+
+
+def table(path, labels, names=None, column="label", **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": png(n), "path": f"{n}.png"} for n in range(len(labels))]
+    made = pa.table({"image": images, column: labels, **columns})
+    if names is not None:  # as the library datasets writes its ClassLabel
+        features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(made, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([8, 4, 3], {}), (["bag", "coat", "dress"], {}), (["n10000008", "4", "dress"], {"column": "wnid"}),
+        ([2, 1, 0], {"names": ["dress", "coat", "bag"]}), ([8.0, 4.0, 3.0], {"column": "target"}),
+        ([8, 4, 3], {"split": ["val"] * 3, "caption": ["x", "y", "z"]}),
+    ],
+)  # fmt: skip
+def test_parquet_with_classes(tmp_path, labels, options):
+    found = open_dataset([table(tmp_path / "val.parquet", labels, **options)], FASHION, WNIDS)
+    assert found.targets.tolist() == [8, 4, 3] and found.layout == "Parquet file with classes"
+    assert [record.member for record in found.records] == ["0.png", "1.png", "2.png"]
+    assert found.records[1].load() == png(1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([8, -1, 3], {}, "1.png: no class in the column"), ([8, None, 3], {}, "1.png: no class"),
+        ([8, 10, 3], {}, "1.png: unknown class 10"), ([0, 1], {"names": ["cat", "dog"]}, "0.png: unknown class 'cat'"),
+    ],
+)  # fmt: skip
+def test_parquet_with_unusable_classes(tmp_path, labels, options, message):
+    with pytest.raises(InputError, match=message):
+        open_dataset([table(tmp_path / "val.parquet", labels, **options)], FASHION)
 
 
 # --- samples and batches
