@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from infer.errors import InputError, IResNetError, MissingDependencyError
+from infer.names import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,7 +79,7 @@ def fail(error: IResNetError) -> NoReturn:
     Raises:
         typer.Exit: always, with the error's exit code.
     """
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     raise typer.Exit(error.exit_code) from None
 
 

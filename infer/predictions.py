@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infer.backends.base import Outputs
+
+_NOT_FINITE = "the network gave NaN or infinite scores; verify the bundle, or build a higher precision"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Prediction:
     Attributes:
         name: of the image.
         top: the classes; empty when ``error`` is set.
-        error: one line, None for a good image.
+        error: one line, None for a good image that the network gave finite scores for.
     """
 
     name: str
@@ -41,9 +44,11 @@ class Prediction:
 
 
 def rank(names: Sequence[str], outputs: Outputs, labels: Sequence[str], top: int | None = None) -> list[Prediction]:
-    """One prediction a row of ``outputs``, with at most ``top`` classes each."""
+    """One prediction a row of ``outputs``, with at most ``top`` classes each; NaN is no answer but an error."""
     scores, classes = outputs.scores[:, :top].tolist(), outputs.classes[:, :top].tolist()
     return [
         Prediction(name, tuple(Ranked(i, labels[i], s) for i, s in zip(row, values, strict=True)))
+        if all(map(math.isfinite, values))
+        else Prediction(name, error=f"{name}: {_NOT_FINITE}")
         for name, row, values in zip(names, classes, scores, strict=True)
     ]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hostile_images import Case
 
-from infer.sources.record import printable
+from infer.names import escape_name, printable
 
 # One CPU: how many pictures are in memory at once depends on their number.
 PROGRAM = """
@@ -59,7 +59,7 @@ def _classify_files(bundle: Path, cases: Sequence[Case], folder: Path, timeout: 
     wrong = [] if done.returncode in (0, 1, 2) else [f"exit code {done.returncode}: {done.stderr[-500:]}"]
     wrong += ["a traceback: " + done.stderr[-500:]] * ("Traceback" in done.stderr)
     found = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    expected = [printable(str(folder / case.name.replace("\n", "_"))) for case in cases]
+    expected = [escape_name(str(folder / case.name.replace("\n", "_"))) for case in cases]
     if [row["name"] for row in found] != expected:
         wrong.append(f"{len(found)} rows, expected {len(cases)}, each once and in order")
     else:
@@ -73,7 +73,9 @@ def _wrong(case: Case, row: dict[str, object]) -> str | None:
     error = row.get("error")
     if (error is None) != ("top" in row):
         return f"{case.name!r}: neither a class nor an error, or both: {row}"
-    if error is not None and not (str(error).startswith(f"{row['name']}: ") and str(error).isprintable()):
+    if error is not None and not (
+        str(error).startswith(f"{printable(str(row['name']))}: ") and str(error).isprintable()
+    ):
         return f"{case.name!r}: the error does not start with the name, on one line: {error}"
     if case.verdict == "good" and error is not None:
         return f"{case.name!r}: is sound, but: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import warnings
@@ -17,6 +16,7 @@ import typer
 from infer.choices import Runs
 from infer.command_line import DebugOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
+from infer.names import printable
 
 if TYPE_CHECKING:
     from infer.classify.job import JobCounts, Shard
@@ -89,7 +89,7 @@ def classify(
     from infer.classify.sinks import StreamSink, open_sink, partial_output
     from infer.pipeline.device import require_device
     from infer.runner import open_bundle
-    from infer.sources import iter_records, read_list
+    from infer.sources import Skipped, iter_records, read_list
 
     part = Shard.parse(shard)
     inputs, lists = images or [], files_from or []
@@ -104,7 +104,8 @@ def classify(
             runner.require_verified()
         dali = require_device(runner.backend, runner.preprocessing, fast=fast_decode) if gpu_decode else None
         top = min(top, runner.manifest.outputs[1].shape[1])
-        records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column))
+        skipped = Skipped()
+        records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column, skipped=skipped))
         meter, tally = Meter(), JobCounts()
         named = _Named(None if output is None and not as_json else _MOST_NAMED)
 
@@ -138,6 +139,8 @@ def classify(
                 meter.skip(begin(sink, job, records, tally, resume=resume))
                 run(sink)
         named.close()
+        if skipped.total:
+            print(skipped, file=sys.stderr)
         print(_summary(bundle, runner.target, meter, tally), file=sys.stderr)
     if tally.failed:
         raise typer.Exit(1 if tally.good else ImageError.exit_code)
@@ -167,7 +170,7 @@ class _Named:
     def __call__(self, prediction: Prediction) -> None:
         self._count += 1
         if self._most is None or self._count <= self._most:
-            print(f"error: {prediction.error}", file=sys.stderr)
+            print(f"error: {printable(str(prediction.error))}", file=sys.stderr)
 
     def close(self) -> None:
         if self._most is not None and self._count > self._most:
@@ -221,10 +224,12 @@ def _summary(bundle: Path, target: str, meter: Meter, tally: JobCounts) -> str:
 
 
 def _json(prediction: Prediction) -> str:
-    return json.dumps(prediction.to_json(), ensure_ascii=False)
+    from infer.classify.sinks.rows import json_row
+
+    return json_row(prediction)
 
 
 def _text(prediction: Prediction) -> str | None:
     if prediction.error is not None:
         return None  # named on standard error
-    return "\n".join([prediction.name, *(f"  {100 * r.score:6.2f} %  {r.label}" for r in prediction.top)])
+    return "\n".join([printable(prediction.name), *(f"  {100 * r.score:6.2f} %  {r.label}" for r in prediction.top)])

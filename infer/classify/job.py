@@ -21,8 +21,9 @@ from infer.classify.sinks.rows import Kept
 from infer.errors import InputError
 from infer.files import sha256_file
 from infer.images.jpeg import decoder_name
+from infer.names import escape_name, printable
 from infer.predictions import Prediction, rank
-from infer.sources import PARQUET_SUFFIXES, TAR_SUFFIXES, Record, printable
+from infer.sources import PARQUET_SUFFIXES, TAR_SUFFIXES, Record
 
 if TYPE_CHECKING:
     from infer.pipeline import Answers, DecoderName
@@ -117,12 +118,12 @@ def _described(text: str, *, whole: bool = False) -> str:
     path = Path(text)
     try:
         if whole and path.is_file():
-            return f"{printable(text)} (sha256 {sha256_file(path)})"
+            return f"{escape_name(text)} (sha256 {sha256_file(path)})"
         if path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES)) and path.is_file():
-            return f"{printable(text)} ({path.stat().st_size} bytes)"
+            return f"{escape_name(text)} ({path.stat().st_size} bytes)"
     except (OSError, ValueError):
         pass  # to be reported by who reads it
-    return printable(os.fspath(text))
+    return escape_name(os.fspath(text))
 
 
 def skip_kept(records: Iterator[Record], kept: Iterable[Kept], tally: JobCounts) -> int:

@@ -37,7 +37,7 @@ from infer.datasets.imagenet import VALIDATION_IMAGES, imagenet1k, validation_ta
 from infer.datasets.webdataset import SUFFIXES, Samples, classes_of_samples
 from infer.errors import InputError
 from infer.pipeline.host import Batch, load_batches
-from infer.sources import Record, iter_records
+from infer.sources import Record, Skipped, iter_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +126,7 @@ def open_dataset(
     ground_truth: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    skipped: Skipped | None = None,
 ) -> LabelledDataset:
     """Find the images at ``paths`` and the class of each. Nothing is decoded yet.
 
@@ -136,6 +137,7 @@ def open_dataset(
         ground_truth: a file with the classes; None finds them from the layout.
         limit: keep at most so many images, class-balanced, chosen by ``seed``.
         seed: of the choice.
+        skipped: counts the files that are no images by their names.
 
     Raises:
         InputError: no image, an unknown layout, or one that can be read in two ways, unknown class names, images
@@ -145,7 +147,7 @@ def open_dataset(
     records: list[Record] = []
     unreadable: list[Record] = []
     samples = Samples()
-    for record in iter_records(paths, also=SUFFIXES, labelled=True):
+    for record in iter_records(paths, also=SUFFIXES, labelled=True, skipped=skipped):
         if record.defect is not None:
             unreadable.append(record)
         elif record.member.lower().endswith(SUFFIXES):

@@ -8,7 +8,8 @@ DCT of ``draft``, which is not exact, only when asked for. Two things differ, on
 * The EXIF orientation is applied. Those loaders do not, and see a phone's portrait lying on its side; a person who
   classifies a photo means the upright one. Few files of the ImageNet validation set carry a rotation; pass
   ``apply_exif=False`` to decode them as the loaders do. (TIFF files are always upright: Pillow turns them itself.)
-* 16-bit grey is scaled to 8 bits, ``value >> 8``, as Pillow does for 16-bit colour; ``convert("RGB")`` would clip it.
+* Grey of more than 8 bits is scaled to 8 by the bits that a sample has (16, in TIFF also 12): ``value >> 8``, as Pillow
+  does for 16-bit colour; ``convert("RGB")`` would clip it. White-is-zero is turned round there too, as for 8 bits.
 
 Nothing here changes state of the process: no warning filter, no limit of Pillow. Every function may be called from
 many threads at once. Files are opened with the drivers of :data:`FORMATS` only, so a picture cannot reach rarer ones.
@@ -37,6 +38,7 @@ from PIL import (
 )
 
 from infer.errors import ImageError
+from infer.images.foreign import what_it_is
 
 Decodable: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 
@@ -81,6 +83,8 @@ _PLUGINS = (  # importing a plugin registers its driver in Image.OPEN
 
 # EXIF tag 0x0112 (EXIF 2.32, 4.6.4 A): how the stored image must be turned to stand upright.
 _ORIENTATION = 0x0112
+# Tags of TIFF 6.0, section 8.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -188,6 +192,8 @@ def open_image(file: IO[bytes], name: str) -> Image.Image:
         except Exception as error:
             raise ImageError(f"{name}: damaged {format_name} file ({_reason(error)})") from error
         return image
+    if (foreign := what_it_is(prefix)) is not None:
+        raise ImageError(f"{name}: expected an image ({', '.join(FORMATS)}), found {foreign}")
     raise ImageError(f"{name}: not an image, or of no known format ({', '.join(FORMATS)})")
 
 
@@ -199,7 +205,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) ->
         image.load()
         turn = upright_turn(image) if apply_exif else None
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = Image.fromarray(_eight_bits(image))
         elif image.mode in ("I", "F"):
             raise ImageError(f"{name}: 32-bit pixels of unknown range; convert the image to 8 or 16 bits first")
         elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
@@ -214,6 +220,16 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) ->
         raise
     except Exception as error:
         raise ImageError(f"{name}: cannot be decoded, truncated or damaged ({_reason(error)})") from error
+
+
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey of 9 to 16 bits a sample as 8 bits. Pillow keeps the samples of a 12-bit TIFF as they are."""
+    bits, white_is_zero = 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]
+        white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return 255 - grey if white_is_zero else grey
 
 
 def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

@@ -2,8 +2,9 @@
 
 Order is fixed: arguments as given, a folder's own files before its subfolders, both sorted by name, the members of a
 tar file and the rows of a Parquet file as they are stored. Hidden names (also macOS's ``._`` twins) and files of other
-kinds in folders and tar files are passed over. What was meant as an image and cannot be read becomes a record whose
-:meth:`Record.load` raises, so that it is named and counted where the images are decoded. Nothing is ever extracted.
+kinds in folders and tar files are passed over, and counted. What was meant as an image and cannot be read becomes a
+record whose :meth:`Record.load` raises, so that it is named and counted where the images are decoded. Nothing is ever
+extracted.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from pathlib import Path, PurePosixPath
 
 from infer.errors import ImageError, InputError
 from infer.images import EXTENSIONS, open_image_file
-from infer.sources.record import Record, printable
+from infer.sources.kinds import PARQUET_SUFFIXES, TAR_SUFFIXES, is_archive, is_parquet, is_tar
+from infer.sources.record import Record
+from infer.sources.skipped import Skipped
 from infer.sources.tar import iter_members
 from infer.text_files import encoding_of
 
-__all__ = ["PARQUET_SUFFIXES", "TAR_SUFFIXES", "Record", "count_records", "iter_records", "printable", "read_list"]
+__all__ = ["PARQUET_SUFFIXES", "TAR_SUFFIXES", "Record", "Skipped", "count_records", "iter_records", "read_list"]
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 _BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{}]*,[^{}]*))\}")
 
 
@@ -38,6 +39,7 @@ def iter_records(
     *,
     column: str | None = None,
     labelled: bool = False,
+    skipped: Skipped | None = None,
 ) -> Iterator[Record]:
     """The images at ``paths``, one record each, found while they are iterated.
 
@@ -48,13 +50,14 @@ def iter_records(
         also: further extensions, lower case with the dot, to yield from tar files: labels that lie beside the images.
         column: of Parquet files, the one with the images; None finds it by type and name.
         labelled: take the classes that Parquet files have beside the images, see :attr:`Record.label`.
+        skipped: counts what is passed over.
 
     Raises:
         InputError: when the paths are used up and held not one image; the message says what was wrong with them.
     """
     held: list[Record] = []  # defects before the first image: together with no image at all they are the error
     found = False
-    for record in _iter_all(paths, EXTENSIONS.union(also), column, labelled):
+    for record in _iter_all(paths, EXTENSIONS.union(also), column, labelled, skipped or Skipped()):
         if record.defect is not None and not found:
             held.append(record)
             continue
@@ -103,16 +106,17 @@ def count_records(paths: Iterable[str | os.PathLike[str]], stop: Callable[[], bo
         The number; None after ``stop``, or where it would cost reading the data (a tar file).
     """
     total = 0
-    for item in _resolve(paths):
+    nothing = Skipped()
+    for item in _resolve(paths, nothing):
         if isinstance(item, Path) and item.is_dir():
-            for _ in _iter_folder(item):
+            for _ in _iter_folder(item, nothing):
                 total += 1
                 if stop():
                     return None
             continue
-        if isinstance(item, Path) and item.is_file() and _is_tar(item):
+        if isinstance(item, Path) and item.is_file() and is_tar(item):
             return None
-        if isinstance(item, Path) and item.is_file() and _is_parquet(item):
+        if isinstance(item, Path) and item.is_file() and is_parquet(item):
             from infer.sources.parquet import count_rows
 
             total += count_rows(item)
@@ -124,16 +128,20 @@ def count_records(paths: Iterable[str | os.PathLike[str]], stop: Callable[[], bo
 
 
 def _iter_all(
-    paths: Iterable[str | os.PathLike[str]], extensions: Collection[str], column: str | None, labelled: bool
+    paths: Iterable[str | os.PathLike[str]],
+    extensions: Collection[str],
+    column: str | None,
+    labelled: bool,
+    skipped: Skipped,
 ) -> Iterator[Record]:
-    for item in _resolve(paths):
+    for item in _resolve(paths, skipped):
         if isinstance(item, Record):
             yield item
         else:
-            yield from _iter_path(item, extensions, column, labelled)
+            yield from _iter_path(item, extensions, column, labelled, skipped)
 
 
-def _resolve(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path | Record]:
+def _resolve(paths: Iterable[str | os.PathLike[str]], skipped: Skipped) -> Iterator[Path | Record]:
     """Patterns and braces resolved: what to open, and what there is nothing of."""
     for item in paths:
         text = os.fspath(item)
@@ -143,13 +151,17 @@ def _resolve(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path | Record]
         elif os.path.lexists(path):  # whatever its name looks like
             yield path
         elif (braces := _BRACES.search(text)) is not None:
-            yield from _resolve(text[: braces.start()] + word + text[braces.end() :] for word in _words(braces))
+            words = _words(braces)
+            yield from _resolve((text[: braces.start()] + word + text[braces.end() :] for word in words), skipped)
         elif glob.has_magic(text):
             matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-            kept = [p for p in map(Path, matches) if p.is_dir() or _is_archive(p) or p.suffix.lower() in EXTENSIONS]
+            found = [Path(match) for match in matches]
+            kept = [p for p in found if p.is_dir() or is_archive(p) or p.suffix.lower() in EXTENSIONS]
+            for other in set(found).difference(kept):
+                skipped.add(other.name)
             if not kept:
                 why = "nothing matches this pattern" if not matches else f"none of {len(matches)} matches is an image"
-                yield Record(printable(text), path, "", defect=why)
+                yield Record(text, path, "", defect=why)
             yield from kept
         else:
             yield path
@@ -164,19 +176,21 @@ def _words(braces: re.Match[str]) -> Iterator[str]:
             yield str(number).zfill(len(first) if first.startswith("0") else 0)
 
 
-def _iter_path(path: Path, extensions: Collection[str], column: str | None, labelled: bool) -> Iterator[Record]:
+def _iter_path(
+    path: Path, extensions: Collection[str], column: str | None, labelled: bool, skipped: Skipped
+) -> Iterator[Record]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        yield Record(printable(str(path)), path.parent, path.name, defect="no such file or folder")
+        yield Record(str(path), path.parent, path.name, defect="no such file or folder")
     except (OSError, ValueError) as error:  # ValueError: a null character
-        yield Record(printable(str(path)), path.parent, path.name, defect=f"cannot be read ({error})")
+        yield Record(str(path), path.parent, path.name, defect=f"cannot be read ({error})")
     else:
         if stat.S_ISDIR(mode):
-            yield from _iter_folder(path)
-        elif stat.S_ISREG(mode) and _is_tar(path):
-            yield from iter_members(path, extensions)
-        elif stat.S_ISREG(mode) and _is_parquet(path):
+            yield from _iter_folder(path, skipped)
+        elif stat.S_ISREG(mode) and is_tar(path):
+            yield from iter_members(path, extensions, skipped)
+        elif stat.S_ISREG(mode) and is_parquet(path):
             from infer.sources.parquet import iter_rows
 
             yield from iter_rows(path, column, labelled=labelled)
@@ -185,7 +199,7 @@ def _iter_path(path: Path, extensions: Collection[str], column: str | None, labe
 
 
 def _file_record(path: Path, source: Path) -> Record:
-    name = printable(str(path))
+    name = str(path)
     return Record(name, source, path.relative_to(source).as_posix(), partial(_read_file, path, name))
 
 
@@ -197,7 +211,7 @@ def _read_file(path: Path, name: str) -> bytes:
             raise ImageError(f"{name}: cannot be read ({error})") from error
 
 
-def _iter_folder(root: Path) -> Iterator[Record]:
+def _iter_folder(root: Path, skipped: Skipped) -> Iterator[Record]:
     unreadable: list[OSError] = []
     seen: set[tuple[int, int]] = set()
     images = archives = 0
@@ -217,25 +231,16 @@ def _iter_folder(root: Path) -> Iterator[Record]:
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if _is_archive(Path(name)):
+            if is_archive(Path(name)):
                 archives, kind = archives + 1, Path(name).suffix
             if Path(name).suffix.lower() in EXTENSIONS:
                 images += 1
                 yield _file_record(Path(folder, name), root)
+            else:
+                skipped.add(name)
     for failed in unreadable:
-        yield Record(printable(str(failed.filename)), root, "", defect=f"folder cannot be read ({failed.strerror})")
+        yield Record(str(failed.filename), root, "", defect=f"folder cannot be read ({failed.strerror})")
     if not images and not unreadable:
         hint = f" but {archives} tar or Parquet files: name them, {root}/*{kind}" if archives else ""
-        yield Record(printable(str(root)), root, "", defect=f"no image in this folder{hint}")
-
-
-def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_SUFFIXES)
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.name.lower().endswith(PARQUET_SUFFIXES)
-
-
-def _is_archive(path: Path) -> bool:
-    return _is_tar(path) or _is_parquet(path)
+        hint = hint or (f" ({skipped})" if skipped.total else "")
+        yield Record(str(root), root, "", defect=f"no image in this folder{hint}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from infer.errors import ImageError, InputError
 from infer.images import MAX_BYTES
-from infer.sources.record import Record, printable
+from infer.sources.record import Record
 
 #: Names that a column of images usually has, best first; and a column of names for them.
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "data", "content")
@@ -66,7 +66,7 @@ def iter_rows(path: Path, column: str | None = None, *, labelled: bool = False) 
         InputError: no pyarrow; no such column, or none or several that may be meant; says which there are.
     """
     parquet = import_parquet()
-    shown = printable(str(path))
+    shown = str(path)
     rows = 0
     try:
         file = _open(parquet, path)
@@ -76,7 +76,7 @@ def iter_rows(path: Path, column: str | None = None, *, labelled: bool = False) 
         names = _class_names(file.schema_arrow, labels)
         for row, (key, number) in enumerate(_keys(_open(parquet, path), columns.keys, labels)):
             member = f"row {row}" if key is None else key
-            name = f"{shown}:{printable(member)}"
+            name = f"{shown}:{member}"
             rows += 1
             label = names[number] if isinstance(number, int) and 0 <= number < len(names) else number
             yield Record(name, path, member, partial(reader.read, name, row), sequential=True, label=label)

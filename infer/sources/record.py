@@ -14,7 +14,7 @@ class Record:
     """One image to decode.
 
     Attributes:
-        name: for people, printable: the path, ``archive.tar:member`` or ``table.parquet:key``.
+        name: the path as it is, ``archive.tar:member`` or ``table.parquet:key``; see :mod:`infer.names` for writing it.
         source: what holds it: the folder that was named, the tar or Parquet file, or the folder of a single file.
         member: its path below ``source``, parts joined by ``/``; of a Parquet row, its key.
         read: gives the encoded bytes; None when ``defect`` is set.
@@ -41,10 +41,3 @@ class Record:
         if self.read is None:
             raise ImageError(f"{self.name}: {self.defect}")
         return self.read()
-
-
-def printable(name: str) -> str:
-    """``name`` with control characters and undecodable bytes escaped, fit for a terminal, a log or JSON."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)

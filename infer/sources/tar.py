@@ -13,10 +13,12 @@ from pathlib import Path, PurePosixPath
 
 from infer.errors import ImageError
 from infer.images import MAX_BYTES
-from infer.sources.record import Record, printable
+from infer.sources.record import Record
+from infer.sources.skipped import Skipped
 
 #: Members of a compressed tar file are held for reading until later ones of so many bytes have been passed.
 _PASSED_BYTES = 64 << 20
+_END_BYTES = 1 << 20
 
 
 class _TarReader:
@@ -43,6 +45,21 @@ class _TarReader:
                 if self._file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError(f"damaged header at byte {self._tar.offset}")
             return member
+
+    def rest(self) -> str | None:
+        """What is wrong with the end of an archive whose members have all been passed; None for a sound end.
+
+        An archive ends with two blocks of zeros (POSIX.1-2008, pax, "ustar Interchange Format"). Behind them only zeros
+        may follow: another archive there, as ``cat`` makes it, is not read by any tool unless it is told to.
+        """
+        with self._lock:
+            self._file.seek(self._tar.offset)
+            zeros = 0
+            while block := self._file.read(_END_BYTES):
+                if block.strip(b"\0"):
+                    return "more data follows behind its end, as when tar files are put together with cat: split them"
+                zeros += len(block)
+            return None if zeros >= tarfile.BLOCKSIZE else "it ends without an end mark, so it may have been cut off"
 
     def keep(self, offset: int, size: int) -> None:
         """Hold what lies at ``offset`` for a later :meth:`read`, until much more was held.
@@ -84,21 +101,22 @@ class _TarReader:
         return data
 
 
-def iter_members(path: Path, extensions: Collection[str]) -> Iterator[Record]:
+def iter_members(path: Path, extensions: Collection[str], skipped: Skipped) -> Iterator[Record]:
     """The members of ``path`` with one of ``extensions``, one record each; damage is a record with a defect."""
-    shown = printable(str(path))
+    shown = str(path)
     images = 0
     try:
         reader = _TarReader(path)
         while (info := reader.next()) is not None:
             parts = PurePosixPath(info.name.lstrip("/")).parts
             member = "/".join(parts)
-            if PurePosixPath(member).suffix.lower() not in extensions or any(p[0] == "." != p for p in parts):
+            if info.isdir() or any(part.startswith(".") and part not in (".", "..") for part in parts):
                 continue
-            if info.isdir():
+            if PurePosixPath(member).suffix.lower() not in extensions:
+                skipped.add(member, inside="tar file")
                 continue
             images += 1
-            name = f"{shown}:{printable(member)}"
+            name = f"{shown}:{member}"
             if not info.isreg() or info.issparse():
                 yield Record(name, path, member, defect="a link or special file inside a tar file")
                 continue
@@ -111,4 +129,7 @@ def iter_members(path: Path, extensions: Collection[str]) -> Iterator[Record]:
         yield Record(shown, path, "", defect=f"{where} ({error})")
         return
     if not images:
-        yield Record(shown, path, "", defect="no image in this tar file")
+        hint = f" ({skipped})" if skipped.total else ""
+        yield Record(shown, path, "", defect=f"no image in this tar file{hint}")
+    if (rest := reader.rest()) is not None:
+        yield Record(shown, path, "", defect=f"{rest}, after {images} images")

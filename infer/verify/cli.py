@@ -103,12 +103,14 @@ def verify(
     if as_json:
         found = {"layers": [error.to_json() for error in result.layers]} if layers_limit else {}
         details = {"evaluation": result.details.to_json(result.labels)}
-        lists = {"failures": result.failures, "left_out": result.left_out}
+        lists = {"failures": result.failures, "left_out": result.left_out, "skipped": result.skipped.to_json()}
         print(json.dumps(result.accuracy.to_json() | lists | details | found))
     else:
         _print_accuracy(bundle, result.accuracy, len(result.failures))
         if result.left_out:
             print(f"left out: {len(result.left_out)} images beside the class folders, such as {result.left_out[0]}")
+        if result.skipped.total:
+            print(result.skipped)
         _print_layers(result.layers)
         for path in (report, csv):
             if path is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from infer.backends.base import Outputs
+from infer.names import escape_name
 
 KEPT = 24
 # Decades of the histogram, 10^-9 to 10^2 nats; what is outside goes into the first or last.
@@ -75,7 +76,7 @@ class Deviation:
     def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
         """The fields without the thumbnail, with class names; null for what is not finite."""
         return {
-            "name": self.name,
+            "name": escape_name(self.name),
             "true": self.target if self.target >= 0 else None,
             "true_label": labels[self.target] if self.target >= 0 else None,
             "predicted": self.predicted,

@@ -20,8 +20,10 @@ from infer.datasets.class_names import ClassNames
 from infer.datasets.real_labels import read_real_labels
 from infer.errors import InputError, TargetUnavailableError
 from infer.files import replacing
+from infer.names import escape_name, printable
 from infer.pipeline.host import Batch
 from infer.runner import Runner, open_bundle
+from infer.sources import Skipped
 from infer.terminal import progress
 from infer.verify.accuracy import record
 from infer.verify.cause import IMAGES, find_cause
@@ -45,6 +47,7 @@ class Verification:
         layers: errors of the quantised tensors, worst first; empty unless asked for.
         unrecorded: why the manifest does not have it; None where it does.
         left_out: names of images that lie beside the class folders.
+        skipped: files that are no images by their names.
     """
 
     accuracy: Accuracy
@@ -55,6 +58,7 @@ class Verification:
     layers: list[TensorError] = field(default_factory=list)
     unrecorded: str | None = None
     left_out: list[str] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
 
 
 def verify_bundle(
@@ -108,13 +112,20 @@ def verify_bundle(
             open_bundle(folder, target=target, allow_untrained=allow_untrained, threads=threads)
         )
         runner.require_trained()
+        skipped = Skipped()
         dataset = open_dataset(
-            data, runner.labels, runner.manifest.wnids, ground_truth=ground_truth, limit=limit, seed=seed
+            data,
+            runner.labels,
+            runner.manifest.wnids,
+            ground_truth=ground_truth,
+            limit=limit,
+            seed=seed,
+            skipped=skipped,
         )
         fp32 = _open_reference(folder, runner, reference, reference_target, threads)
         if fp32 is not None:
             stack.enter_context(fp32)
-        failures = [f"{unread.name}: {unread.defect}" for unread in dataset.unreadable]
+        failures = [printable(f"{unread.name}: {unread.defect}") for unread in dataset.unreadable]
         classes = ClassNames(runner.labels, runner.manifest.wnids)
         evaluation = Evaluation(
             runner.labels,
@@ -130,7 +141,7 @@ def verify_bundle(
                 if fast_decode and fp32 is not None:
                     exact = dataset.batches(runner.preprocessing, size)
                 for batch, targets in dataset.batches(runner.preprocessing, size, strict=strict, fast=fast_decode):
-                    failures.extend(str(failure.error) for failure in batch.failures)
+                    failures.extend(printable(str(failure.error)) for failure in batch.failures)
                     advance(len(batch.records) + len(batch.failures))
                     yield _labelled(batch, targets, None if exact is None else next(exact)[0])
 
@@ -169,9 +180,9 @@ def verify_bundle(
         add_accuracy(folder, found)
     except OSError as error:  # a bundle that cannot be written; the verdict holds all the same
         unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
-    left_out = [record.name for record in dataset.left_out]
+    left_out = [escape_name(record.name) for record in dataset.left_out]
     return Verification(
-        found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded, left_out
+        found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded, left_out, skipped
     )
 
 
@@ -205,6 +216,7 @@ def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable
 
     def write(row: ImageRow) -> None:
         names = ("" if index is None else labels[index] for index in (row.true, row.predicted, row.reference))
+        row = row._replace(name=escape_name(row.name))
         cells = (f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
         writer.writerow((*cells, *names))
 

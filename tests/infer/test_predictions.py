@@ -31,6 +31,14 @@ def test_top(outputs, top, count):
     assert [len(p.top) for p in rank(["a", "b"], outputs, LABELS, top)] == [count, count]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_no_answer(outputs, value):
+    outputs.scores[0, 1] = value
+    bad, good = rank(["a", "b"], outputs, LABELS)
+    assert bad.top == () and bad.error.startswith("a: the network gave NaN or infinite scores")
+    assert good.error is None and set(bad.to_json()) == {"name", "error"}
+
+
 def test_no_rows(outputs):
     assert rank([], Outputs(*(array[:0] for array in outputs)), LABELS) == []
 

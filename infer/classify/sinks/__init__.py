@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from infer.classify.partial import PartialOutput
-from infer.classify.sinks.rows import Kept, column_names, row_values, unwritable
+from infer.classify.sinks.rows import Kept, column_names, json_row, row_values, unwritable
 from infer.errors import InputError
+from infer.names import unescape_name
 from infer.predictions import Prediction
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
@@ -121,16 +122,23 @@ class _Form(Protocol):
 
     def decode(self, line: str) -> Kept: ...
 
+    def rows(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The rows of a file, each with its end; of the last one it may lack."""
+        ...
+
 
 class _JsonLines:
     header = b""
 
     def encode(self, prediction: Prediction) -> str:
-        return json.dumps(prediction.to_json(), ensure_ascii=False) + "\n"
+        return json_row(prediction) + "\n"
 
     def decode(self, line: str) -> Kept:
         row = json.loads(line)
-        return Kept(row["name"], "error" in row)
+        return Kept(unescape_name(row["name"]), "error" in row)
+
+    def rows(self, file: IO[bytes]) -> Iterator[bytes]:
+        return iter(file)
 
 
 class _Csv:
@@ -144,10 +152,20 @@ class _Csv:
         return line.getvalue()
 
     def decode(self, line: str) -> Kept:
-        (row,) = csv.reader([line], strict=True)
+        (row,) = csv.reader(io.StringIO(line, newline=""), strict=True)
         if len(row) != 3 * self._top + 2:
             raise ValueError(f"{len(row)} cells")
-        return Kept(row[0], bool(row[-1]))
+        return Kept(unescape_name(row[0]), bool(row[-1]))
+
+    def rows(self, file: IO[bytes]) -> Iterator[bytes]:
+        row = b""
+        for line in file:  # a quoted name may hold ends of lines
+            row += line
+            if row.count(b'"') % 2 == 0:
+                yield row
+                row = b""
+        if row:
+            yield row
 
 
 class TextSink:
@@ -178,7 +196,7 @@ class TextSink:
         kept = rows, offset
         with self._path.open("rb") as file:
             file.seek(offset)
-            for line in file:
+            for line in self._form.rows(file):
                 if not line.endswith(b"\n"):
                     break  # torn
                 rows, offset = rows + 1, offset + len(line)
@@ -190,9 +208,10 @@ class TextSink:
         """See :class:`FileSink`."""
         with self._path.open("rb") as file:
             file.seek(len(self._form.header))
+            lines = self._form.rows(file)
             for row in range(self._kept):
                 try:
-                    yield self._form.decode(file.readline().decode())
+                    yield self._form.decode(next(lines, b"").decode())
                 except (ValueError, KeyError, TypeError, csv.Error):
                     raise InputError(f"{self._path}: row {row} is damaged; pass --overwrite to start again") from None
 

@@ -16,6 +16,7 @@ from infer.classify.partial import PartialOutput
 from infer.classify.sinks.rows import Kept, column_names, row_values, unwritable
 from infer.errors import InputError
 from infer.files import replacing
+from infer.names import unescape_name
 from infer.predictions import Prediction
 from infer.sources.parquet import import_parquet
 
@@ -80,7 +81,7 @@ class ParquetSink:
             except Exception:
                 raise InputError(f"{path}: damaged; pass --overwrite to start again") from None
             for name, error in zip(table["name"].to_pylist(), table["error"].to_pylist(), strict=True):
-                yield Kept(name, error is not None)
+                yield Kept(unescape_name(name), error is not None)
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """See :class:`Sink`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infer.errors import IResNetError
+from infer.names import escape_name
 from infer.predictions import Prediction
 
 
@@ -26,7 +28,14 @@ def column_names(top: int) -> list[str]:
 def row_values(prediction: Prediction, top: int) -> list[Any]:
     """Values of :func:`column_names`; None where there is none."""
     cells = [cell for r in prediction.top for cell in (r.index, r.label, round(r.score, 6))]
-    return [prediction.name, *cells, *[None] * (3 * top - len(cells)), prediction.error]
+    return [escape_name(prediction.name), *cells, *[None] * (3 * top - len(cells)), prediction.error]
+
+
+def json_row(prediction: Prediction) -> str:
+    """:meth:`Prediction.to_json` as a line of JSON, with the name as :func:`infer.names.escape_name` has it."""
+    return json.dumps(
+        prediction.to_json() | {"name": escape_name(prediction.name)}, ensure_ascii=False, allow_nan=False
+    )
 
 
 def unwritable(path: Path, error: OSError) -> IResNetError:

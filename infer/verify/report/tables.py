@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from infer.names import printable
 from infer.verify.class_table import ClassRow, Confusion
 from infer.verify.deviations import Deviation
 from infer.verify.tensor_errors import TensorError
@@ -120,17 +121,17 @@ def picture_cards(items: Sequence[Deviation], labels: Sequence[str]) -> str:
 
 
 def _card(item: Deviation, labels: Sequence[str]) -> str:
-    data = base64.b64encode(item.thumbnail).decode()
+    data, name = base64.b64encode(item.thumbnail).decode(), printable(item.name)
     true = labels[item.target] if item.target >= 0 else None
     flip = '<span class="flip">other top-1</span>' if item.flipped else '<span class="same">same top-1</span>'
     distance = f"{item.divergence:.3g} nats" if math.isfinite(item.divergence) else "not finite"
     return (
-        f'<li><img src="data:image/jpeg;base64,{data}" alt="{escape(item.name)}">'
+        f'<li><img src="data:image/jpeg;base64,{data}" alt="{escape(name)}">'
         f"<div>{flip} <span>{distance}</span><dl>"
         f"<dt>True</dt><dd>{'unknown' if true is None else escape(true)}</dd>"
         f"{_answer('Bundle', item.predicted, item.score, item.target, labels)}"
         f"{_answer('FP32', item.reference, item.reference_score, item.target, labels)}"
-        f'</dl><p class="name" title="{escape(item.name)}">{escape(_short(item.name))}</p></div></li>'
+        f'</dl><p class="name" title="{escape(name)}">{escape(_short(name))}</p></div></li>'
     )
 
 

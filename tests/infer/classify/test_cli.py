@@ -65,7 +65,26 @@ def test_classify_as_json(call, tiny, album):
     assert [len(rows[name]["top"]) for name in ("a.png", "b.jpg", "c.webp")] == [2, 2, 2]
     assert set(rows["a.png"]["top"][0]) == {"index", "label", "score"}
     assert "broken.jpg" in rows["broken.jpg"]["error"]
-    assert [line[:7] for line in err.splitlines()] == ["error: ", "3 image"]
+    assert [line[:7] for line in err.splitlines()] == ["error: ", "passed ", "3 image"]
+    assert "passed over: 1 .txt" in err
+
+
+def test_nan_is_an_error_and_json_stays_json(call, tiny, album, monkeypatch):
+    from infer.backends.openvino_pool import Pool
+
+    original = Pool._run
+
+    def broken(self, request, batch, count):
+        outputs = original(self, request, batch, count)
+        outputs.scores[0] = np.nan
+        return outputs
+
+    monkeypatch.setattr(Pool, "_run", broken)
+    monkeypatch.setenv("IRESNET_SELF_TEST", "never")
+    code, out, err = call("classify", tiny, album / "a.png", album / "b.jpg", "--json", "--target", "openvino")
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
+    assert code == 1 and "error" in rows[0] and "NaN or infinite scores" in rows[0]["error"] and "top" in rows[1]
+    assert "1 images classified" in err and "1 could not be read" in err
 
 
 def test_an_unreadable_image_is_named_and_counted(call, tiny, album):
@@ -172,7 +191,7 @@ def test_as_a_process(tiny, album):
     assert done.returncode == 1
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 4
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 2
+    assert done.stderr.count("\n") == 3
 
 
 # --- inputs and outputs ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -128,6 +129,51 @@ def test_a_part_is_written_after_some_time(tmp_path):
     sink.write(ROWS[6:9])
     assert len(list(parts.glob("part-*"))) == 1
     sink.close(keep=False)
+
+
+NAMES = [
+    "Screenshot 9.41\u202fAM.png",
+    "a\u200d\u3000b",
+    'two\nlines, "quoted"\r\n.png',
+    "caf\udce9.png",
+    r"caf\xe9.png",
+    "b\\c",
+]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_are_read_back_as_they_are(tmp_path, suffix):
+    rows = [Prediction(name, (Ranked(0, "x", 0.5),)) for name in NAMES]
+    sink = opened(tmp_path, suffix)
+    sink.begin(JOB, STEP, resume=False)
+    write(sink, rows)
+    sink.close(keep=True)
+    again = opened(tmp_path, suffix)
+    assert again.begin(JOB, STEP, resume=True) == len(NAMES)
+    assert [kept.name for kept in again.kept()] == NAMES
+    again.finish()
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        found = pyarrow.parquet.read_table(path)["name"].to_pylist()
+    elif suffix == "csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            found = [row["name"] for row in csv.DictReader(file)]
+    else:
+        found = [json.loads(line)["name"] for line in path.read_text("utf-8").split("\n")[:-1]]
+    assert found == [*NAMES[:3], r"caf\xe9.png", r"caf\\xe9.png", NAMES[5]]  # no two the same
+
+
+def test_a_torn_row_with_line_ends_in_its_name_is_dropped(tmp_path):
+    sink = opened(tmp_path, "csv")
+    sink.begin(JOB, 1, resume=False)
+    sink.write([Prediction("a\nb", error="x"), Prediction("c\nd", error="y")])
+    sink.close(keep=True)
+    path = tmp_path / "rows.csv.partial/rows.csv"
+    path.write_bytes(path.read_bytes()[:-4])
+    again = opened(tmp_path, "csv")
+    assert again.begin(JOB, 1, resume=True) == 1
+    assert [kept.name for kept in again.kept()] == ["a\nb"]
+    again.close(keep=False)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])

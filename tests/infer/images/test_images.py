@@ -149,6 +149,54 @@ def test_damaged_exif_costs_nothing(exif):
         assert decode_image(data).size == (40, 24)
 
 
+def tiff(values, bits, *, photometric=1, order="<"):
+    """A grey TIFF file of one strip written by hand, as cameras write it: Pillow writes none of 12 bits."""
+    height, width = values.shape
+    if bits == 12:  # two samples in three bytes, the first one's high bits first (TIFF 6.0, FillOrder 1)
+        pairs = values.reshape(height, -1, 2).astype(int)
+        a, b = pairs[..., 0], pairs[..., 1]
+        strip = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
+    else:
+        strip = values.astype(f"{order}u{bits // 8}").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 9 * 12 + 4, 277: 1, 278: height,
+            279: len(strip)}  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return start + entries + bytes(4) + strip
+
+
+def test_samples_of_a_tiff_have_the_bits_that_it_says():
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8))
+    assert (pixels_of(tiff(values, 12)) == (values >> 4)[..., None]).all()
+    assert pixels_of(tiff(np.full((2, 2), 4095), 12)).min() == 255
+    for order in "<>":
+        assert (pixels_of(tiff(values * 16, 16, order=order)) == (values >> 4)[..., None]).all()
+    assert (pixels_of(tiff(values * 16, 16, photometric=0)) == 255 - (values >> 4)[..., None]).all()
+    assert (pixels_of(tiff(values % 256, 8, photometric=0)) == 255 - (values % 256)[..., None]).all()
+
+
+def test_maxval_of_a_pgm_is_white():
+    values = np.array([[0, 2048, 4095]])
+    pixels = pixels_of(b"P5 3 1 4095\n" + values.astype(">u2").tobytes())[0, :, 0]
+    assert np.abs(pixels - values * 255 / 4095).max() < 1 and pixels[-1] == 255
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "HEIC; convert with heif-convert"),
+        (b"\xff\x0a\x11", "JPEG XL; convert with djxl"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"%PDF-1.7 ", "PDF; draw with pdftoppm"), (b"PK\x03\x04", "ZIP; unpack"),
+        (b"\x28\xb5\x2f\xfd", "Zstandard; unpack with zstd -d"),
+        (b"\x93NUMPY\x01", "NumPy array"), (b"\0\0\0\x14ftypqt  ", "video"),
+    ],
+)  # fmt: skip
+def test_files_of_other_kinds_are_named_with_a_tool(start, said):
+    with pytest.raises(ImageError, match=f"x.jpg: expected an image .*, found {said}"):
+        decode_image(start + bytes(200), "x.jpg")
+
+
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     expected = np.repeat(np.arange(256).reshape(16, 16, 1), 3, 2)

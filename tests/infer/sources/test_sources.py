@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import re
 import tarfile
 import warnings
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from infer.errors import ImageError, InputError
-from infer.sources import count_records, iter_records, printable, read_list
+from infer.sources import Skipped, count_records, iter_records, read_list
 from infer.sources import tar as tar_source
 
 
@@ -115,11 +116,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path):
     assert reasons[str(tmp_path / "empty")] == "no image in this folder"
     assert "not a tar file" in reasons[str(tmp_path / "bad.tar")]
     assert "tar" in reasons[str(tmp_path / "empty.tar")]
-    assert reasons[str(tmp_path / "texts.tar")] == "no image in this tar file"
-    assert reasons["''"] == "an empty path" and "cannot be read" in reasons["nul\\x00"]
+    assert reasons[str(tmp_path / "texts.tar")] == "no image in this tar file (passed over: 1 .txt)"
+    assert reasons["''"] == "an empty path" and "cannot be read" in reasons["nul\0"]
     for record in records:
         if record.defect is not None:
-            with pytest.raises(ImageError, match="^" + record.name.replace("\\", "\\\\").replace(".", r"\.")):
+            with pytest.raises(ImageError, match="^" + re.escape(record.name)):
                 record.load()
 
 
@@ -151,11 +152,11 @@ def test_tar_members_in_their_order(tmp_path, monkeypatch, suffix, mode):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     records = list(iter_records([path]))
-    assert [r.member for r in records] == ["n2/b.PNG", "n1/a.png", "top.jpg"]
+    assert [r.member for r in records] == ["n2/b.PNG", "n1/a.png", "top.jpg", "../up.png"]
     assert [r.name for r in records] == [f"{path}:{r.member}" for r in records]
     assert all(r.sequential == (mode != "w") and r.source == path for r in records)
-    for order in ([0, 1, 2], [2, 0, 1]):
-        assert [records[i].load() for i in order] == [png((1, 2, 3)[i]) for i in order]
+    for order in ([0, 1, 2, 3], [3, 2, 0, 1]):
+        assert [records[i].load() for i in order] == [png((1, 2, 3, 4)[i]) for i in order]
     assert members(path, also=(".cls",))[-1] == "a.cls"
     assert sorted(tmp_path.rglob("*")) == before, "nothing is extracted"
 
@@ -233,11 +234,34 @@ def test_a_damaged_compressed_stream_is_named(tmp_path):
     assert good < 6
 
 
-def test_tar_without_end_blocks_is_whole(tmp_path):
-    path = tmp_path / "t.tar"
-    write_tar(path, [("a.png", png(1)), ("b.png", png(2))])
-    path.write_bytes(path.read_bytes()[: 4 * 512])
-    assert members(path) == ["a.png", "b.png"] and not defects(path)
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_cut_between_two_members_says_so(tmp_path, mode):
+    path = tmp_path / f"t.tar{mode[1:].replace(':', '.')}"
+    write_tar(path, [("a.png", png(1)), ("b.png", png(2)), ("c.png", png(3))], mode)
+    data = gzip.decompress(path.read_bytes()) if mode == "w:gz" else path.read_bytes()
+    path.write_bytes(gzip.compress(data[: 4 * 512]) if mode == "w:gz" else data[: 4 * 512])
+    assert members(path) == ["a.png", "b.png", ""]
+    assert [r.defect for r in iter_records([path]) if r.defect] == [
+        "it ends without an end mark, so it may have been cut off, after 2 images"
+    ]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("padding", [1024, 10240])
+def test_tar_files_put_together_by_cat_say_so(tmp_path, mode, padding):
+    parts = []
+    for name in ("a.png", "b.png"):
+        write_tar(tmp_path / "part.tar", [(name, png(1))], mode)
+        data = (tmp_path / "part.tar").read_bytes()
+        plain = gzip.decompress(data) if mode == "w:gz" else data
+        plain = plain.rstrip(b"\0") + bytes(-len(plain.rstrip(b"\0")) % 512 + padding)
+        parts.append(gzip.compress(plain) if mode == "w:gz" else plain)
+    path = tmp_path / f"t.tar{mode[1:].replace(':', '.')}"
+    path.write_bytes(b"".join(parts))
+    assert members(path) == ["a.png", ""]
+    assert "more data follows behind its end, as when tar files are put together with cat" in defects(path)[str(path)]
+    path.write_bytes(parts[0])
+    assert members(path) == ["a.png"]
 
 
 def test_a_member_of_many_gigabytes_is_not_read(tmp_path):
@@ -273,13 +297,65 @@ def test_pipes_do_not_hang(tmp_path):
         records[1].load()
 
 
-def test_names_are_printable(tmp_path):
-    raw = os.fsdecode(b"\xff\n\x1b[31m.png")
-    fill(tmp_path, raw, "Straße 東京.png")
-    shown = {record.name for record in iter_records([tmp_path])}
-    assert shown == {f"{tmp_path}/Straße 東京.png", rf"{tmp_path}/\udcff\n\x1b[31m.png"}
+def test_names_are_those_of_the_files(tmp_path):
+    names = [
+        os.fsdecode(b"\xff\n\x1b[31m.png"),
+        "Straße 東京.png",
+        "Screenshot 2026-01-01 at 9.41.00\u202fAM.png",
+        "a\u200db\u3000c.png",
+    ]
+    fill(tmp_path, *names)
+    assert {record.name for record in iter_records([tmp_path])} == {f"{tmp_path}/{name}" for name in names}
     assert all(record.load() for record in iter_records([tmp_path]))
-    assert printable("a\u202eb") == r"a\u202eb"
+    tar = write_tar(tmp_path / "t.tar", [(name, png()) for name in names])
+    assert [record.name for record in iter_records([tmp_path / "t.tar"])] == [f"{tmp_path}/t.tar:{n}" for n in names], (
+        tar
+    )
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path):
+    fill(
+        tmp_path,
+        "a.png",
+        "b.HEIC",
+        "sub/c.heif",
+        "d.jxl",
+        "noext",
+        "e.xml",
+        "f.xml",
+        ".hidden",
+        "g.tar.zst",
+        "h.jpg.zip",
+    )
+    write_tar(tmp_path / "inner.tar", [("x.png", png())])
+    write_tar(tmp_path / "t.tar.gz", [("y.png", png()), ("inner.tar", b"1"), ("z.jxl", b"2"), ("w.json", b"3")], "w:gz")
+    skipped = Skipped()
+    found = list(iter_records([tmp_path, tmp_path / "t.tar.gz"], also=(".json",), skipped=skipped))
+    assert [r.member for r in found] == ["a.png", "y.png", "w.json"]
+    assert skipped.total == 12
+    assert skipped.to_json() == {
+        ".jxl": 2, ".xml": 2, "archive in a folder": 2, ".heic": 1, ".heif": 1, "": 1, ".tar.zst": 1, ".zip": 1,
+        "archive in a tar file": 1,
+    }  # fmt: skip
+    assert str(skipped) == (
+        "passed over: 2 HEIC (convert with heif-convert or ImageMagick), 2 JPEG XL (convert with djxl), "
+        "2 tar or Parquet in folders (name them themselves), 1 ZIP (unpack with unzip), 1 Zstandard tar (unpack with "
+        "zstd -d), 1 tar or Parquet inside tar files (unpack with tar -xf), 1 without extension (rename them, or name "
+        "them one by one), 2 .xml"
+    )
+    more = Skipped()
+    for n in range(11):
+        more.add(f"x.kind{n:02}")
+    assert str(more).endswith("1 .kind07, 3 of other kinds")
+    matched = Skipped()
+    list(iter_records([f"{tmp_path}/*"], skipped=matched))
+    assert matched.to_json()[".jxl"] == 2 and "" in matched.to_json()  # the tar file's own too
+
+
+def test_a_tar_of_tars_says_what_to_do(tmp_path):
+    write_tar(tmp_path / "t.tar", [("train/n01.tar", b"x"), ("train/n02.tar", b"y")])
+    with pytest.raises(InputError, match=r"no image in this tar file \(passed over: 2 tar or Parquet inside tar files"):
+        list(iter_records([tmp_path / "t.tar"]))
 
 
 def test_sets_of_names_in_braces(tmp_path):

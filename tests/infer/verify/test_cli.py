@@ -50,7 +50,9 @@ def test_verify_as_json(call, pair, labelled, tmp_path):
     assert found["agreement"] > 98
     assert "broken.png" in err
     stored = json.loads(msgspec.json.encode(read_manifest(pair).accuracy[0].to_json()))
-    assert stored == {key: value for key, value in found.items() if key not in ("failures", "left_out", "evaluation")}
+    assert stored == {
+        key: value for key, value in found.items() if key not in ("failures", "left_out", "skipped", "evaluation")
+    }
     assert [row["images"] for row in found["evaluation"]["classes"]] == [8] * 10
     assert sum(b["images"] for b in found["evaluation"]["reliability"]) == 80
     assert len(found["evaluation"]["differing"]) == 24
