@@ -11,6 +11,7 @@ import typer
 
 from calibration.choices import DEFAULT_LIMIT, DEFAULT_METHOD, Method
 from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
+from infer.entry import run_app
 from infer.errors import InputError
 
 app = new_app("cache", "INT8 calibration caches: look at one, or make one for a bundle.")
@@ -101,4 +102,4 @@ def show(
 
 def main() -> None:
     """``python -m calibration``."""
-    app(prog_name="python -m calibration")
+    run_app(app, "python -m calibration")

@@ -15,6 +15,7 @@ from engine_build.choices import DEFAULT_BUDGET_LIMIT, DEFAULT_MAX_DROP
 from engine_build.doctor.cli import doctor
 from engine_build.network.cli import models
 from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
+from infer.entry import run_app
 
 app = new_app(
     "engine_build",
@@ -230,4 +231,4 @@ def demo(
 
 def main() -> None:
     """``python -m engine_build``."""
-    app(prog_name="python -m engine_build")
+    run_app(app, "python -m engine_build")

@@ -15,6 +15,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from infer.command_line import DISTRIBUTION, fail, missing
+from infer.entry import run_app
 
 _BUILD, _RUN, _LOOK = "From a checkpoint to a bundle", "From a bundle to answers", "What is there"
 
@@ -150,7 +151,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="iresnet")
+    run_app(app, "iresnet")
 
 
 if __name__ == "__main__":

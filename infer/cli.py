@@ -5,6 +5,7 @@ from __future__ import annotations
 from infer.bench.cli import bench
 from infer.classify.cli import classify
 from infer.command_line import new_app, renamed
+from infer.entry import run_app
 from infer.export.cli import app as export
 from infer.info import info
 from infer.verify.cli import verify
@@ -19,4 +20,4 @@ app.command(no_args_is_help=True)(info)
 
 def main() -> None:
     """``python -m infer``."""
-    app(prog_name="python -m infer")
+    run_app(app, "python -m infer")

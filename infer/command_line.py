@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import math
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
+from infer.entry import OUTPUT, Terminated, discard_output
 from infer.errors import InputError, IResNetError, MissingDependencyError
 from infer.names import printable
 
@@ -35,6 +40,7 @@ EXTRAS = {
 }
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of a CPU target; None: its own choice.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -48,29 +54,67 @@ def new_app(name: str, text: str, **options: Any) -> typer.Typer:
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn this project's errors into one line on standard error and an exit code, unless ``--debug``.
 
-    A package that is missing is such an error, and names the extra that brings it. A closed pipe (``| head``) and
-    Ctrl-C end the command quietly, with the codes shells expect.
+    A package that is missing is such an error, and names the extra that brings it; so is whatever the operating system
+    refuses, with the path. Options that are no finite numbers are refused. A closed pipe (``| head``), Ctrl-C and
+    SIGTERM end the command quietly, with the codes shells expect.
     """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             try:
+                _refuse_nan(kwargs)
                 return command(*args, **kwargs)
             except ModuleNotFoundError as error:
                 raise missing(error) from error
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise refused(error) from error
+            except MemoryError as error:
+                raise IResNetError("out of memory; take fewer threads, a smaller batch, or a larger machine") from error
         except IResNetError as error:
             if kwargs.get("debug"):
                 raise
             fail(error)
-        except KeyboardInterrupt:
-            print("cancelled", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            terminated = isinstance(error, Terminated)
+            print("terminated" if terminated else "cancelled", file=sys.stderr)
+            raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
         except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(141) from None
+            discard_output()
+            raise typer.Exit(128 + signal.SIGPIPE) from None
 
     return run
+
+
+_ADVICE = {
+    errno.ENOSPC: "; make room",
+    errno.EDQUOT: "; make room",
+    errno.EROFS: "; name a place that can be written",
+    errno.EACCES: "; name another place, or change its permissions",
+    errno.EPERM: "; name another place, or change its permissions",
+    errno.EMFILE: "; raise ulimit -n",
+}
+
+
+def refused(error: OSError) -> IResNetError:
+    """What the operating system refused, as an error of ours: the path, the reason and what to do."""
+    reason = error.strerror or str(error)
+    names = [
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)
+    ]
+    if OUTPUT in names:
+        discard_output()
+    kind = InputError if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else IResNetError
+    where = names[-1] if names else "a file"
+    return kind(f"{where}: cannot be read or written ({reason}){_ADVICE.get(error.errno or 0, '')}")
+
+
+def _refuse_nan(options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name.replace('_', '-')}: expected a number, found {value}")
 
 
 def fail(error: IResNetError) -> NoReturn:

@@ -10,6 +10,7 @@ from __future__ import annotations
 class IResNetError(Exception):
     """Base of every error this project raises on purpose."""
 
+    #: 1: it failed; 2: what was passed cannot be used; 3 and 4: the verdict on accuracy.
     exit_code = 1
 
 
@@ -26,9 +27,13 @@ class ImageError(InputError):
 class WeightsError(IResNetError):
     """A checkpoint is missing, cannot be read or does not fit the model."""
 
+    exit_code = 2
+
 
 class GraphError(IResNetError):
     """An ONNX graph is not what a pass needs, or a pass changed its results."""
+
+    exit_code = 2
 
 
 class BuildError(IResNetError):
@@ -36,7 +41,9 @@ class BuildError(IResNetError):
 
 
 class BundleError(IResNetError):
-    """A bundle is damaged, of an unknown version, or made for another machine."""
+    """A bundle is missing, damaged, of an unknown version, or made for another machine."""
+
+    exit_code = 2
 
 
 class TargetUnavailableError(IResNetError):

@@ -26,17 +26,27 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of ``path``; renamed to ``path`` on success, removed on any failure.
 
     Readers see the old file or the new one, never a part of one.
+
+    Raises:
+        OSError: with ``path`` as its name, whatever was refused: the temporary name says nothing to anybody.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        os.close(handle)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -47,7 +57,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """As :func:`replacing`, for a folder: filled under a temporary name, then put in the place of ``path``."""
+    """As :func:`replacing`, for a folder: filled under a temporary name, then put in the place of ``path``.
+
+    Raises:
+        OSError: names below the temporary folder are given as below ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -64,6 +78,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
+    except OSError as error:
+        if error.errno:
+            where = str(path) if error.filename is None else str(error.filename)
+            error.filename, error.filename2 = where.replace(str(temporary), str(path)), None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -53,8 +53,11 @@ def open_backend(
         BundleError: a file is damaged or ``target`` was not built.
         TargetUnavailableError: ``target``, or every target of the bundle, cannot run here.
         KnownAnswersError: ``target``, or every target that runs here, computes something wrong.
+        InputError: no threads, or an unknown ``target``.
     """
     gpu = gpu or GpuOptions()
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: expected at least 1, found {threads}")
     if target is not None:
         if (missing := why_unavailable(target, gpu.device)) is not None:
             raise TargetUnavailableError(f"{target} cannot run here: {missing}")

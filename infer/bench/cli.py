@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from infer.choices import Runs
-from infer.command_line import DebugOption, JsonOption, guarded
+from infer.command_line import DebugOption, JsonOption, ThreadsOption, guarded
 from infer.errors import BundleError, InputError
 
 
@@ -17,7 +17,7 @@ from infer.errors import BundleError, InputError
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle; it may be untrained.")],
     target: Annotated[Runs | None, typer.Option("--target", "-t", help="Who runs it; None: the fastest.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Batch sizes; None: 1,8,32, as far as they fit.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, as far as they fit; None: 1,8,32.")] = None,
     in_flight: Annotated[
         str | None, typer.Option(help="Batches under way at once, such as 1,2,4; None: 1 and the backend's own.")
     ] = None,
@@ -30,7 +30,7 @@ def bench(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line a point.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and p99 against batch (.png, .svg, .pdf).")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")] = None,
+    threads: ThreadsOption = None,
     device: Annotated[int, typer.Option(min=0, help="GPU: its ordinal.")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="GPU: streams, two batches in flight on each.")] = 3,
     graphs: Annotated[bool, typer.Option(help="GPU: launch batches as CUDA graphs.")] = True,
@@ -40,7 +40,7 @@ def bench(
 ) -> None:
     """Measure throughput and latency, model only: ready batches in host memory to results in host memory."""
     from infer.backends.base import GpuOptions
-    from infer.bench.measure import DEFAULT_BATCHES, Options, measure, sweep
+    from infer.bench.measure import DEFAULT_BATCHES, Options, measure, sweep, too_large
     from infer.bench.report import Report, environment_of, flags_of, subject_of
     from infer.bench.roofline import ceiling, find_gpus, gpu_of, known_gpus, work_of
     from infer.runner import open_bundle
@@ -66,6 +66,9 @@ def bench(
             notes.extend(work.notes)
         side = runner.preprocessing.crop
         batches, depths = sweep(runner.backend, options)
+        if left := too_large(runner.backend, options):
+            most = f"{runner.target} takes at most {runner.backend.max_batch} here"
+            notes.append(f"left out: batches of {', '.join(map(str, left))}; {most}")
         with progress("bench", len(batches) * len(depths) * repeat) as advance:
             points = measure(runner.backend, (side, side, 3), options, advance)
         if work is not None and roofline == "all":
@@ -81,16 +84,17 @@ def bench(
             [ceiling(work, known) for known in chosen] if work else [],
             notes,
         )
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        from rich.console import Console
+
+        report.print(Console(highlight=False))
+    # The figures stand above, whatever becomes of the files.
     if csv is not None:
         report.write_csv(csv)
     if plot is not None:
         report.write_plot(plot)
-    if as_json:
-        print(json.dumps(report.to_json()))
-        return
-    from rich.console import Console
-
-    report.print(Console(highlight=False))
 
 
 def numbers(option: str, text: str | None) -> list[int] | None:

@@ -4,14 +4,17 @@ Nothing is decoded or pre-processed while the clock runs; the inputs are made be
 :meth:`~infer.backends.base.Backend.submit`, as the runner's own do, so copies to and from a GPU are included.
 
 For every batch size and every number of batches in flight the pipeline is first warmed up and then, without a pause,
-measured: whenever a batch is done the next one starts (a closed loop). Throughput is the images completed between the
-end of the warm-up and the last start, divided by that time, so that filling and draining the pipeline do not count.
+measured: whenever a batch is done the next one starts (a closed loop). Throughput is the images completed from one
+completion to another, a multiple of the batches in flight and of the backend's streams later, divided by that time:
+filling and draining the pipeline do not count, nor where in a burst of streams that finish together the window opens
+and closes.
 Latency is the time from the call of ``submit`` to the completed future; with more batches in flight than the device
 has streams it includes their waiting, as it would in service.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -177,16 +180,22 @@ def sweep(backend: Backend, options: Options) -> tuple[list[int], list[int]]:
     """The batch sizes and the numbers of batches in flight to measure, rising.
 
     Raises:
-        InputError: a batch size that was asked for is too large.
+        InputError: every batch size that was asked for is too large.
     """
     largest = backend.max_batch
     if options.batches is None:
         batches = [size for size in DEFAULT_BATCHES if size <= largest]
     else:
-        batches = sorted(set(options.batches))
-        if batches[-1] > largest:
-            raise InputError(f"batch: {backend.target} takes batches of at most {largest} here, found {batches[-1]}")
+        batches = [size for size in sorted(set(options.batches)) if size <= largest]
+        if not batches:
+            found = ", ".join(map(str, options.batches))
+            raise InputError(f"batch: {backend.target} takes batches of at most {largest} here, found {found}")
     return batches, sorted(set(options.in_flight or (1, backend.in_flight)))
+
+
+def too_large(backend: Backend, options: Options) -> list[int]:
+    """The batch sizes that were asked for and that the backend does not take."""
+    return [size for size in sorted(set(options.batches or ())) if size > backend.max_batch]
 
 
 def synthetic_batches(batch: int, image: tuple[int, int, int], count: int, seed: int) -> list[NDArray[np.uint8]]:
@@ -205,41 +214,56 @@ def _run(backend: Backend, inputs: list[NDArray[np.uint8]], depth: int, options:
     started: list[float] = []
     handed: list[float] = []
     finished: list[float] = []
+    completions: list[float] = []
     failures: list[BaseException] = []
 
     def finish(index: int, future: Future[Outputs]) -> None:
         finished[index] = clock()
+        completions.append(finished[index])
         if (error := future.exception()) is not None:
             failures.append(error)
         room.release()
 
-    begin, opened, first, cpu = clock(), 0.0, None, 0.0
+    step = math.lcm(
+        depth, min(depth, backend.in_flight)
+    )  # whatever finishes together, so many later it stands the same
+    begin, cpu = clock(), 0.0
+    opened: tuple[int, int, float] | None = None  # completions and starts before the window, and when it opened
     while True:
         room.acquire()
         now = clock()
-        if first is None and now - begin >= options.warm_up and len(started) >= depth:
-            opened, first, cpu = now, len(started), time.process_time()
         if failures:
             break
-        # Up to depth - 1 of the starts found a place that was free before, the others each waited for a completion.
-        waited = 0 if first is None else len(started) - first - (depth - 1)
-        if first is not None and now - opened >= options.duration and waited >= options.iterations:
-            break
+        if opened is None:
+            if now - begin >= options.warm_up and len(completions) >= depth:
+                opened, cpu = (len(completions), len(started), completions[-1]), time.process_time()
+        else:
+            inside = _whole(len(completions) - opened[0], step)
+            if inside >= max(1, options.iterations) and now - opened[2] >= options.duration:
+                break
         index = len(started)
         started.append(now)
         finished.append(0.0)
         future = backend.submit(inputs[index % len(inputs)])
         handed.append(clock())
         future.add_done_callback(partial(finish, index))
-    closed, cpu = now, time.process_time() - cpu
+    cpu, count = time.process_time() - cpu, len(completions)
     for _ in range(depth - 1):
         room.acquire()
     if failures:
         raise failures[0]
-    assert first is not None
+    assert opened is not None
+    before, first, start_time = opened
+    completed = _whole(count - before, step)
+    seconds = sorted(completions)[before + completed - 1] - start_time
     start, hand, end = (np.array(times) for times in (started, handed, finished))
-    inside = (end > opened) & (end <= closed)
-    return Run(len(inputs[0]), closed - opened, int(inside.sum()), (end - start)[first:], (hand - start)[first:], cpu)
+    cpu *= seconds / (now - start_time)
+    return Run(len(inputs[0]), seconds, completed, (end - start)[first:], (hand - start)[first:], cpu)
+
+
+def _whole(completed: int, step: int) -> int:
+    """The largest multiple of ``step`` that is at most ``completed``."""
+    return completed // step * step
 
 
 def _stages(backend: DeviceBackend, inputs: list[NDArray[np.uint8]]) -> StageSummary:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infer.choices import Runs
-from infer.command_line import DebugOption, guarded
+from infer.command_line import DebugOption, ThreadsOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
 from infer.names import printable
 
@@ -73,7 +73,7 @@ def classify(
     allow_untrained: Annotated[
         bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")] = None,
+    threads: ThreadsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, instead of text, on standard output.")
     ] = False,
@@ -185,9 +185,13 @@ def _finished_or_kept(sink: FileSink, partial: PartialOutput, meter: Meter) -> I
         sink.finish()
     except BaseException:
         # Whatever went wrong before the first row left nothing to go on with, but an older run's rows stay.
-        sink.close(keep=meter.done > 0 or partial.resumed)
+        kept = f"{meter.done} rows"
+        try:
+            sink.close(keep=meter.done > 0 or partial.resumed)
+        except (OSError, IResNetError):  # the first cause is the one to tell
+            kept = "the rows that could be written"
         if meter.done:
-            print(f"{meter.done} rows are kept in {partial.folder}; --resume goes on there", file=sys.stderr)
+            print(f"{kept} are kept in {partial.folder}; --resume goes on there", file=sys.stderr)
         raise
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infer.choices import Runs
-from infer.command_line import DebugOption, JsonOption, guarded
+from infer.command_line import DebugOption, JsonOption, ThreadsOption, guarded
 from infer.errors import AccuracyError, InconclusiveError, InputError
 
 if TYPE_CHECKING:
     from infer.bundle.accuracy_record import Accuracy, Figures
+    from infer.verify.run import Verification
     from infer.verify.tensor_errors import TensorError
 
 
@@ -63,7 +64,7 @@ def verify(
     allow_untrained: Annotated[
         bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a CPU target; None: its own choice.")] = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -73,7 +74,9 @@ def verify(
     """
     from infer.verify.run import verify_bundle
 
-    for option, path in (("--report", report), ("--csv", csv)):
+    if plot is not None and not layers_limit:
+        raise InputError("--plot draws what --layers-limit compares; pass that too, such as --layers-limit 64")
+    for option, path in (("--report", report), ("--csv", csv), ("--plot", plot)):
         check_output(option, path)
     result = verify_bundle(
         bundle,
@@ -94,14 +97,31 @@ def verify(
         layer_images=layers_limit,
         fast_decode=fast_decode,
     )
-    for failure in result.failures:
-        print(f"error: {failure}", file=sys.stderr)
+    _say(bundle, result, as_json=as_json, layers=layers_limit > 0)
+    # The verdict stands above, whatever becomes of the files.
+    if result.csv_error is not None:
+        raise result.csv_error
     if report is not None:
         from infer.verify.report import write_report
 
         write_report(report, result)
+    if plot is not None and result.layers:
+        from infer.verify.tensor_errors import plot_layers
+
+        plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
+    for path in (report, csv, plot):
+        if path is not None and not as_json:
+            print(f"written: {path}")
+    if result.accuracy.outcome != "passed":
+        failed = result.accuracy.outcome == "failed"
+        raise typer.Exit(AccuracyError.exit_code if failed else InconclusiveError.exit_code)
+
+
+def _say(bundle: Path, result: Verification, *, as_json: bool, layers: bool) -> None:
+    for failure in result.failures:
+        print(f"error: {failure}", file=sys.stderr)
     if as_json:
-        found = {"layers": [error.to_json() for error in result.layers]} if layers_limit else {}
+        found = {"layers": [error.to_json() for error in result.layers]} if layers else {}
         details = {"evaluation": result.details.to_json(result.labels)}
         lists = {"failures": result.failures, "left_out": result.left_out, "skipped": result.skipped.to_json()}
         print(json.dumps(result.accuracy.to_json() | lists | details | found))
@@ -112,18 +132,8 @@ def verify(
         if result.skipped.total:
             print(result.skipped)
         _print_layers(result.layers)
-        for path in (report, csv):
-            if path is not None:
-                print(f"written: {path}")
-    if plot is not None and result.layers:
-        from infer.verify.tensor_errors import plot_layers
-
-        plot_layers(result.layers, plot, f"{bundle}: quantised tensors against FP32")
     if result.unrecorded is not None:
         print(f"not recorded: {result.unrecorded}", file=sys.stderr)
-    if result.accuracy.outcome != "passed":
-        failed = result.accuracy.outcome == "failed"
-        raise typer.Exit(AccuracyError.exit_code if failed else InconclusiveError.exit_code)
 
 
 def check_output(option: str, path: Path | None) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from infer.datasets import LabelledDataset, open_dataset
 from infer.datasets.class_names import ClassNames
 from infer.datasets.real_labels import read_real_labels
 from infer.errors import InputError, TargetUnavailableError
-from infer.files import replacing
 from infer.names import escape_name, printable
 from infer.pipeline.host import Batch
 from infer.runner import Runner, open_bundle
@@ -27,8 +25,9 @@ from infer.sources import Skipped
 from infer.terminal import progress
 from infer.verify.accuracy import record
 from infer.verify.cause import IMAGES, find_cause
+from infer.verify.csv_rows import CsvRows
 from infer.verify.diagnosis import diagnose, lost_precision
-from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
+from infer.verify.evaluation import Details, Evaluation, Labelled, evaluate
 from infer.verify.label_order import describe
 from infer.verify.tensor_errors import TensorError, layer_errors
 from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE, Labels, Verdict, judge
@@ -48,6 +47,7 @@ class Verification:
         unrecorded: why the manifest does not have it; None where it does.
         left_out: names of images that lie beside the class folders.
         skipped: files that are no images by their names.
+        csv_error: why the rows were not written; None where they were, or nobody wanted them.
     """
 
     accuracy: Accuracy
@@ -59,6 +59,7 @@ class Verification:
     unrecorded: str | None = None
     left_out: list[str] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
+    csv_error: OSError | None = None
 
 
 def verify_bundle(
@@ -92,8 +93,8 @@ def verify_bundle(
         target: what runs the bundle; None for the fastest.
         ground_truth: classes of a flat folder.
         real: reassessed labels of the ILSVRC2012 validation set, see :mod:`infer.datasets.real_labels`.
-        csv_file: where to write a row for each image, see :class:`infer.verify.evaluation.ImageRow`; whole or
-            not at all.
+        csv_file: where to write a row for each image, see :class:`infer.verify.csv_rows.CsvRows`; whole or not at
+            all, and without it the verdict still comes.
         limit, seed: use a class-balanced sample.
         threshold, max_unreadable: see :func:`infer.verify.verdict.judge`.
         strict: raise at the first image that cannot be read.
@@ -127,10 +128,11 @@ def verify_bundle(
             stack.enter_context(fp32)
         failures = [printable(f"{unread.name}: {unread.defect}") for unread in dataset.unreadable]
         classes = ClassNames(runner.labels, runner.manifest.wnids)
+        rows = None if csv_file is None else stack.enter_context(CsvRows(csv_file, runner.labels))
         evaluation = Evaluation(
             runner.labels,
             None if real is None else read_real_labels(real, dataset.records, classes),
-            None if csv_file is None else _csv_writer(stack, csv_file, runner.labels),
+            None if rows is None else rows.write,
         )
 
         with progress("verify", len(dataset)) as advance:
@@ -182,7 +184,16 @@ def verify_bundle(
         unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
     left_out = [escape_name(record.name) for record in dataset.left_out]
     return Verification(
-        found, failures, evaluation.details(), runner.labels, runner.manifest, layers, unrecorded, left_out, skipped
+        found,
+        failures,
+        evaluation.details(),
+        runner.labels,
+        runner.manifest,
+        layers,
+        unrecorded,
+        left_out,
+        skipped,
+        None if rows is None else rows.error,
     )
 
 
@@ -205,22 +216,6 @@ def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> 
         return Labelled(batch.records, batch.images, targets)
     _, rows, others = np.intersect1d(batch.indices, exact.indices, assume_unique=True, return_indices=True)
     return Labelled([batch.records[row] for row in rows], batch.images[rows], targets[rows], exact.images[others])
-
-
-def _csv_writer(stack: ExitStack, path: Path, labels: Sequence[str]) -> Callable[[ImageRow], None]:
-    """Writes rows to ``path``, which gets its name when ``stack`` ends well."""
-    temporary = stack.enter_context(replacing(path))
-    file = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow((*ImageRow._fields, "true_label", "predicted_label", "reference_label"))
-
-    def write(row: ImageRow) -> None:
-        names = ("" if index is None else labels[index] for index in (row.true, row.predicted, row.reference))
-        row = row._replace(name=escape_name(row.name))
-        cells = (f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row)
-        writer.writerow((*cells, *names))
-
-    return write
 
 
 def _layers(folder: Path, fp32: Runner | None, sample: LabelledDataset, runner: Runner) -> list[TensorError]:

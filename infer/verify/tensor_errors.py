@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from infer.bundle import GRAPH, Manifest, check_files, read_manifest
 from infer.errors import InputError, TargetUnavailableError
+from infer.files import replacing
 
 _INT8 = np.iinfo(np.int8)
 
@@ -166,4 +167,5 @@ def plot_layers(errors: list[TensorError], path: Path, title: str) -> None:
     axes.tick_params(axis="y", labelsize=6)
     axes.set_xlabel("SQNR against FP32, dB")
     axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:] or None)

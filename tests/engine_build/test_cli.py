@@ -174,7 +174,8 @@ BAD = {
     ),
     "no GPU": (["-m", "iresnet18", "--compute-capability", "", "-t", "tensorrt_rtx"], 2, "expected a form like 8.6"),
     "hardware": (["-m", "iresnet18", "--hardware-compatible", "-t", "tensorrt_rtx"], 2, "expected the target tensorrt"),
-    "no width": (["-m", "iresnet18", "--width", "nan", "--offline"], 2, "width: expected a number above 0"),
+    "no width": (["-m", "iresnet18", "--width", "nan", "--offline"], 2, "width: expected a number, found nan"),
+    "negative width": (["-m", "iresnet18", "--width", "-1", "--offline"], 2, "width: expected a number above 0"),
     "seed": (["-m", "iresnet18", "--seed", "-1", "--offline"], 2, "seed: expected a whole number from 0"),
     "mean of two": (["-m", "iresnet18", "--mean", "1,2"], 2, "--mean [1.0, 2.0]: Expected `array` of length 3, got 2"),
     "mean of words": (["-m", "iresnet18", "--mean", "a,b,c"], 2, "mean: expected three numbers such as"),
@@ -182,9 +183,9 @@ BAD = {
     "crop": (["-m", "iresnet18", "--crop", "0"], 2, "--crop 0: Expected `int` >= 1"),
     "width": (["-m", "iresnet18", "--width", "0.3", "--offline"], 2, "width 0.3 gives 19.2 channels"),
     "classes": (["-m", "iresnet18", "--num-classes", "0", "--offline"], 2, "classes: expected at least 2, found 0"),
-    "weights": (["-m", "iresnet18", "--weights", "none.pth"], 1, "no checkpoint at none.pth"),
-    "onnx": (["-m", "mine", "--onnx", "none.onnx"], 1, "no ONNX file at none.onnx"),
-    "required": (["-m", "iresnet18", "--require-weights"], 1, "no trained weights for iresnet18"),
+    "weights": (["-m", "iresnet18", "--weights", "none.pth"], 2, "no checkpoint at none.pth"),
+    "onnx": (["-m", "mine", "--onnx", "none.onnx"], 2, "no ONNX file at none.onnx"),
+    "required": (["-m", "iresnet18", "--require-weights"], 2, "no trained weights for iresnet18"),
 }  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def test_values_that_are_none_are_refused_before_any_work(call, tmp_path, option
 def test_a_checkpoint_that_does_not_fit(call, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
     code, _, err = call("build", "-m", "iresnet18", "-t", "openvino", "--weights", "w.pth", "--width", 0.0625)
-    assert code == 1
+    assert code == 2
     assert "w.pth: expected a state_dict, found 1 tensors of another network: a" in err
     assert err.count("\n") == 1
     assert files(tmp_path) == [tmp_path / "w.pth"]

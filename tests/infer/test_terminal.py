@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from infer.command_line import guarded
-from infer.errors import AccuracyError, BundleError, InputError
+from infer.errors import AccuracyError, BundleError, DeviceError, InputError
 from infer.terminal import human_bytes, progress
 
 
@@ -23,7 +23,9 @@ def command(error):
     return run
 
 
-@pytest.mark.parametrize(("error", "code"), [(InputError("a"), 2), (BundleError("a"), 1), (AccuracyError("a"), 3)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("a"), 2), (BundleError("a"), 2), (DeviceError("a"), 1), (AccuracyError("a"), 3)]
+)
 def test_an_error_is_one_line_and_a_code(capsys, error, code):
     with pytest.raises(typer.Exit) as caught:
         command(error)()

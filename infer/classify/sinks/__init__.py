@@ -226,16 +226,18 @@ class TextSink:
 
     def finish(self) -> None:
         """See :class:`FileSink`."""
-        self._close()
         try:
+            self._close()
             self._partial.complete(self._path.name)
         except OSError as error:
             raise unwritable(self._partial.output, error) from error
 
     def close(self, *, keep: bool) -> None:
         """See :class:`FileSink`."""
-        self._close()
-        self._partial.close(keep=keep)
+        try:
+            self._close()  # what could not be written the first time fails again
+        finally:
+            self._partial.close(keep=keep)
 
     def _close(self) -> None:
         file, self._file = self._file, None
