@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,23 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: with ``path`` as its name, whatever was refused: the temporary name says nothing to anybody.
     """
-    temporary: Path | None = None
+    temporary = _beside(path, ".tmp")  # named before it is there: a signal may come in between
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        os.close(handle)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         if error.errno and error.filename in (None, str(temporary), temporary):
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -62,22 +58,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: names below the temporary folder are given as below ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary, old = _beside(path, ".tmp"), _beside(path, ".old")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(old)
-            try:
-                temporary.replace(path)
-            except BaseException:
-                old.replace(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        try:
+            if path.exists():
+                path.replace(old)
             temporary.replace(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
     except OSError as error:
         if error.errno:
             where = str(path) if error.filename is None else str(error.filename)
@@ -85,6 +78,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def cache_root() -> Path:
@@ -102,7 +97,6 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(path: Path, suffix: str) -> Path:
+    """A hidden name in the folder of ``path`` that nobody has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{suffix}")

@@ -298,7 +298,7 @@ def test_options_reach_the_builder(call, monkeypatch, tiny_build, tmp_path):
     monkeypatch.setattr(pipeline, "check_options", lambda *_: None)
     options = ["--optimization-level", 5, "--no-tf32", "--max-aux-streams", 0, "--avg-timing", 4, "--workspace", 64]
     code, _, err = call(*tiny_build, *options, "-o", tmp_path / "x")
-    assert code == 1 and "enough" in err
+    assert code == 2 and "enough" in err
     (settings,) = seen
     found = (settings.optimization_level, settings.tf32, settings.max_aux_streams, settings.avg_timing_iterations)
     assert found == (5, False, 0, 4) and settings.workspace == 64 << 20

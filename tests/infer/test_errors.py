@@ -25,8 +25,8 @@ def test_one_base():
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
-        (errors.InputError, 2), (errors.ImageError, 2), (errors.AccuracyError, 3), (errors.WeightsError, 1),
-        (errors.GraphError, 1), (errors.BuildError, 1), (errors.BundleError, 1), (errors.TargetUnavailableError, 1),
+        (errors.InputError, 2), (errors.ImageError, 2), (errors.AccuracyError, 3), (errors.WeightsError, 2),
+        (errors.GraphError, 2), (errors.BuildError, 1), (errors.BundleError, 2), (errors.TargetUnavailableError, 1),
         (errors.UntrainedError, 1), (errors.KnownAnswersError, 1), (errors.MissingDependencyError, 1),
         (errors.DeviceError, 1), (errors.DeviceMemoryError, 1), (errors.UnsupportedError, 1),
     ],
