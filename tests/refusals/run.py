@@ -2,10 +2,11 @@
 
     python tests/refusals/run.py [--commands classify verify ...] [--every N] [--bundles engines]
 
-The disk is full, permission is denied, memory is short, or SIGTERM comes: at the n-th opening, write, close, rename, for
-every n (see refuse.c). Each time the command must end with one line and an exit code that says so, leave no half-written
-file, and what it did not replace must be as before; an interrupted ``classify`` must give the very same rows when it is
-resumed. Prints how many points were tried; the exit code is 1 where one was wrong. The test suite tries some of them.
+The disk is full, permission is denied, memory is short, or SIGTERM comes: at the n-th opening, write, close, rename,
+for every n (see refuse.c). Each time the command must end with one line and an exit code that says so, leave no
+half-written file, and what it did not replace must be as before; an interrupted ``classify`` must give the very same
+rows when it is resumed. Prints how many points were tried; the exit code is 1 where one was wrong. The test suite tries
+some of them.
 
 Each try is a fork of one process that has the modules loaded, so it costs what the command itself does.
 """
