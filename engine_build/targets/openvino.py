@@ -50,7 +50,13 @@ def build_openvino(
         model = core.read_model(graph)
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot read {graph.name}: {str(error).strip().splitlines()[-1][:300]}") from error
-    openvino.save_model(model, folder / XML, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, folder / XML, compress_to_fp16=False)
+    except RuntimeError as error:  # iostream says nothing of the reason
+        raise BuildError(
+            f"OpenVINO cannot write {XML} below {folder.parent} ({str(error).strip().splitlines()[-1][:200]}); make room, "
+            "or name another place"
+        ) from error
     hint, notes = inference_precision(core, precision, float32_nodes)
     options = {"INFERENCE_PRECISION_HINT": hint}
     try:
