@@ -54,8 +54,8 @@ def build_openvino(
         openvino.save_model(model, folder / XML, compress_to_fp16=False)
     except RuntimeError as error:  # iostream says nothing of the reason
         raise BuildError(
-            f"OpenVINO cannot write {XML} below {folder.parent} ({str(error).strip().splitlines()[-1][:200]}); make room, "
-            "or name another place"
+            f"OpenVINO cannot write {XML} below {folder.parent} ({str(error).strip().splitlines()[-1][:150]}); "
+            "make room, or name another place"
         ) from error
     hint, notes = inference_precision(core, precision, float32_nodes)
     options = {"INFERENCE_PRECISION_HINT": hint}
