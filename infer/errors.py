@@ -83,11 +83,12 @@ class DeviceError(IResNetError):
 
     Attributes:
         sticky: the CUDA context is broken for good: close the runner, and start a new process to use the GPU again.
+        status: ``CUresult`` of the call that failed; 0 where TensorRT only said that something did.
     """
 
-    def __init__(self, message: str, *, sticky: bool = False) -> None:
+    def __init__(self, message: str, *, sticky: bool = False, status: int = 0) -> None:
         super().__init__(message)
-        self.sticky = sticky
+        self.sticky, self.status = sticky, status
 
 
 class DeviceMemoryError(DeviceError):

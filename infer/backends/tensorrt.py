@@ -32,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import GpuOptions, Outputs, StageTimes
-from infer.backends.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceOutputs, check_pointer, import_images
+from infer.backends.cuda.arrays import DeviceArray, DeviceOutputs, check_pointer, import_images, require_no_capture
+from infer.backends.cuda.driver import LEGACY_STREAM, PER_THREAD_STREAM
 from infer.backends.cuda.events import Event
 from infer.backends.cuda.gpus import find_gpus
 from infer.backends.cuda.pinned import PinnedBatch
@@ -221,17 +222,16 @@ class TensorRTBackend:
             InputError: an argument out of range, or memory that is not on this device.
             DeviceError: CUDA or TensorRT refused.
         """
-        self._ring.check()
         self._check_rows(batch)
         pointers = [output_ptrs[name] for name in OUTPUTS] if isinstance(output_ptrs, Mapping) else list(output_ptrs)
         if len(pointers) != len(OUTPUTS):
             raise InputError(f"output_ptrs: expected {', '.join(OUTPUTS)}, found {len(pointers)} addresses")
-        ordinal = self._session.context.ordinal
-        with self._session.context:
+        stream = stream_handle or LEGACY_STREAM
+        with self._session.working(f"enqueueing a batch of {batch}"):
+            require_no_capture(stream)
             for name, pointer in zip((INPUT, *OUTPUTS), (input_ptr, *pointers), strict=True):
-                check_pointer(name, pointer, ordinal)
-            outputs = (pointers[0], pointers[1], pointers[2])
-            return self._session.enqueue(batch, input_ptr, outputs, stream_handle or LEGACY_STREAM)
+                check_pointer(name, pointer, self.ordinal)
+            return self._session.enqueue(batch, input_ptr, (pointers[0], pointers[1], pointers[2]), stream)
 
     def infer_device(self, images: Any, *, stream: int = 0) -> DeviceOutputs:
         """Classify images that are in device memory; the results stay there. Nothing is copied or synchronised.
@@ -246,25 +246,30 @@ class TensorRTBackend:
             InputError: not such an array.
             DeviceError: CUDA or TensorRT refused.
         """
-        self._ring.check()
-        context, layout = self._session.context, self._layout
-        with context:
-            caller = stream or LEGACY_STREAM
-            found = import_images(images, layout, context.ordinal, caller)
+        caller = stream or LEGACY_STREAM
+        if caller == PER_THREAD_STREAM:
+            raise InputError(
+                "stream: handle 2 means another stream in each thread; expected a stream of your own, or 0 for the "
+                "default stream"
+            )
+        session, layout = self._session, self._layout
+        with session.working("classifying images in device memory"):
+            require_no_capture(caller)
+            found = import_images(images, layout, self.ordinal, caller)
             self._check_rows(found.rows)
             at = layout.place(found.rows)
-            block = self._session.results.take(at.total, caller)
+            block = session.results.take(at.total, caller)
             if found.stream is not None and found.stream != caller:
-                self._session.order(found.stream, caller)
+                session.order(found.stream, caller)
             pointers = (block.pointer + at.logits, block.pointer + at.scores, block.pointer + at.classes)
-            ready = self._session.enqueue(found.rows, found.pointer, pointers, caller)
-            rows, k = found.rows, layout.top_k
+            ready = session.enqueue(found.rows, found.pointer, pointers, caller, block=True)
+            session.keep(found.owner, ready)
             logits, scores, classes = (
-                DeviceArray(block, offset, (rows, columns), dtype, device=context.ordinal, ready=ready)
+                DeviceArray(session, block, offset, (found.rows, columns), dtype, stream=caller, ready=ready)
                 for offset, columns, dtype in (
                     (at.logits, layout.num_classes, "<f4"),
-                    (at.scores, k, "<f4"),
-                    (at.classes, k, "<i4"),
+                    (at.scores, layout.top_k, "<f4"),
+                    (at.classes, layout.top_k, "<i4"),
                 )
             )
             return DeviceOutputs(logits, scores, classes, ready, found.owner)
@@ -277,8 +282,7 @@ class TensorRTBackend:
         Raises:
             InputError: the runner is closed.
         """
-        with self._session.context:
-            return self._session.own_stream()
+        return self._session.own_stream()
 
     def profile(self, batch: NDArray[np.uint8]) -> StageTimes:
         """Run one batch alone, without a graph, and time its stages with events on the device.

@@ -20,12 +20,13 @@ from engine_build.targets.audit import PlanAudit
 from engine_build.targets.onnx_nodes import mac_nodes, uses_fp8
 from engine_build.targets.tensorrt.capabilities import OLDEST_FP8, OLDEST_INT8, choose, known_capabilities
 from engine_build.targets.tensorrt.layers import assign_nodes, parse_layers
-from engine_build.targets.tensorrt.logging import make_logger, parser_errors
+from engine_build.targets.tensorrt.logging import BuildLog, parser_errors
 from engine_build.targets.tensorrt.module import RTX, TARGETS, load_module, why_unavailable
 from engine_build.targets.tensorrt.progress import Report, interruptible, make_monitor, progress_bar
 from engine_build.targets.tensorrt.request import BuiltPlan, PlanRequest
 from engine_build.targets.tensorrt.timing_cache import TimingCache
 from infer.backends.cuda.gpus import find_gpus
+from infer.backends.cuda.logger import process_logger
 from infer.bundle import BatchProfile
 from infer.errors import BuildError, InputError, TargetUnavailableError
 from infer.files import replacing
@@ -109,7 +110,8 @@ class _Build:
         self._trt = load_module(target)
         self._rtx = target == RTX
         self._request = request
-        self._logger = make_logger(self._trt, gpu_less=self._rtx)
+        self._logger = process_logger(self._trt)
+        self._log = BuildLog(self._trt, gpu_less=self._rtx)
         self._name = f"{target} {self._trt.__version__}"
         self.version: str = self._trt.__version__
         self.capabilities: tuple[str, ...] = ()
@@ -122,12 +124,16 @@ class _Build:
         Raises:
             BuildError, InputError: see :func:`build_plan`.
         """
+        with self._logger.listening(self._log):
+            return self._run(fp8, report, cancelled)
+
+    def _run(self, fp8: bool, report: Report | None, cancelled: threading.Event) -> Any:
         trt, request = self._trt, self._request
         builder = trt.Builder(self._logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._logger)
         if not parser.parse_from_file(str(request.graph)):
-            raise self._failure("parse", [*parser_errors(parser, gpu_less=self._rtx), *self._logger.errors])
+            raise self._failure("parse", [*parser_errors(parser, gpu_less=self._rtx), *self._log.errors])
         config = builder.create_builder_config()
         self._configure(config)
         if self._rtx:
@@ -140,15 +146,15 @@ class _Build:
         if monitor.failure is not None:
             raise monitor.failure
         if plan is None and not cancelled.is_set():
-            raise self._failure("build", self._logger.errors)
-        if self._timings is not None and plan is not None and (note := self._timings.save(config, self._logger)):
+            raise self._failure("build", self._log.errors)
+        if self._timings is not None and plan is not None and (note := self._timings.save(config, self._log)):
             self.notes.append(note)
-        self.notes += self._logger.warnings
+        self.notes += self._log.warnings
         return plan
 
     def audit(self, plan: Any, nodes: dict[str, str]) -> PlanAudit:
         """What the finished ``plan`` runs; ``nodes`` are the convolutions and matrix products of the graph."""
-        listings, memory = self._logger.listings, self._logger.memory
+        listings, memory = self._log.listings, self._log.memory
         layers = parse_layers(listings[-1]) if listings else ()
         if not layers:
             self.notes.append("the builder listed no layers: the precisions of the plan are not known")
@@ -167,6 +173,9 @@ class _Build:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the layer listing
         if not request.tf32:
             config.clear_flag(trt.BuilderFlag.TF32)
+        # The runner takes less scratch memory for smaller batches. The default in RTX; unknown before 10.10.
+        if not self._rtx and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         if request.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             if self._rtx:  # which ships no lean runtime to put into the plan
@@ -195,12 +204,12 @@ class _Build:
         config.num_compute_capabilities = len(chosen)
         for index, number in enumerate(chosen):
             if not config.set_compute_capability(known[number], index):
-                raise self._failure(f"set compute capability {number} for", self._logger.errors)
+                raise self._failure(f"set compute capability {number} for", self._log.errors)
 
     def _attach_timings(self, config: Any) -> None:
         if self._request.timing_cache is not None and self._rtx:
             self.notes.append("the timing cache has no effect: TensorRT-RTX times no kernels when it builds")
-        elif self._timings is not None and (note := self._timings.attach(config, self._logger)):
+        elif self._timings is not None and (note := self._timings.attach(config, self._log)):
             self.notes.append(note)
 
     def _add_profile(self, builder: Any, network: Any, config: Any) -> None:
@@ -225,7 +234,7 @@ class _Build:
                     f"{shape[0]}/{shape[0]}/{shape[0]}, found {batch}; or export the graph with a dynamic batch"
                 )
         if dynamic and config.add_optimization_profile(profile) < 0:
-            raise self._failure(f"use the batch profile {batch} for", self._logger.errors)
+            raise self._failure(f"use the batch profile {batch} for", self._log.errors)
 
     def _failure(self, action: str, errors: list[str]) -> BuildError:
         shown: list[str] = []

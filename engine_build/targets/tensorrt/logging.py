@@ -1,14 +1,14 @@
 """What TensorRT says while it builds: errors collected into one message, the layer listing and the memory figures kept.
 
 TensorRT reports most failures through its logger and returns None or False, so nothing can be raised without reading
-the log. A logger is called from C++: nothing may be raised in it.
+the log. The logger itself is the process's only one, ``infer/backends/cuda/logger.py``.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import Any, Protocol
+from typing import Any
 
 from engine_build.targets.tensorrt.layers import LISTING
 
@@ -21,7 +21,7 @@ _GPU_LESS = re.compile(
     r"CUDA GPU properties|CUDA driver version is insufficient|no CUDA-capable device|cudaError (35|100)\b"
 )
 
-# Said when another builder or runtime lives in the process. Builders keep to their own logger all the same.
+# Said when the program that we are part of has given TensorRT a logger of its own before.
 _OTHER_LOGGER = "differs from one already registered"
 
 # The ONNX parser logs its position around each error; the error itself, with node and operator, is asked of the parser.
@@ -31,8 +31,14 @@ _SOURCE = re.compile(r"\s*\bIn [\w:<>~]+ at [\w/.]+:\d+")
 _CODE = re.compile(r"^(?:[\w:]+: |\[[\w.:]+\] )?Error Code \d+: ")
 
 
-class BuildLog(Protocol):
-    """The collected log of one build; what :func:`make_logger` returns is also TensorRT's own ``ILogger``.
+class BuildLog:
+    """The collected log of one build, a listener of the process's logger.
+
+    Everything also goes to Python's ``logging``, so that ``--debug`` shows it.
+
+    Args:
+        trt: the module.
+        gpu_less: drop the complaints about a missing GPU.
 
     Attributes:
         errors: messages of severity ERROR and INTERNAL_ERROR, shortened, each once.
@@ -41,51 +47,30 @@ class BuildLog(Protocol):
         memory: bytes by ``activation``, ``scratch`` and ``weights``, the latest figures.
     """
 
-    errors: list[str]
-    warnings: list[str]
-    listings: list[str]
-    memory: dict[str, int]
+    def __init__(self, trt: Any, *, gpu_less: bool) -> None:
+        self._severe = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+        self._warning, self._gpu_less = trt.ILogger.WARNING, gpu_less
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.listings: list[str] = []
+        self.memory: dict[str, int] = {}
 
-
-def make_logger(trt: Any, *, gpu_less: bool) -> Any:
-    """An ``ILogger`` of module ``trt`` that is a :class:`BuildLog`.
-
-    Everything also goes to Python's ``logging``, so that ``--debug`` shows it. ``gpu_less`` drops the complaints about
-    a missing GPU.
-    """
-    internal, error, warning = trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-            self.listings: list[str] = []
-            self.memory: dict[str, int] = {}
-
-        def log(self, severity: Any, msg: str) -> None:
-            try:
-                self._sort(severity, msg)
-            except Exception:  # an exception must not reach C++
-                _LOG.exception("a TensorRT message was lost: %r", msg[:200])
-
-        def _sort(self, severity: Any, msg: str) -> None:
-            if severity in (internal, error):
-                _LOG.debug("TensorRT error: %s", msg)
-                if not (_PARSER_CHATTER.match(msg) or (gpu_less and _GPU_LESS.search(msg))):
-                    _add(self.errors, shorten(msg))
-            elif severity == warning:
-                _LOG.debug("TensorRT warning: %s", msg)
-                if _OTHER_LOGGER not in msg:
-                    _add(self.warnings, shorten(msg))
-            elif msg.startswith(LISTING):
-                self.listings.append(msg)
-            elif figure := _MEMORY.match(msg):
-                self.memory[figure.group(1).lower()] = int(figure.group(2))
-            else:
-                _LOG.debug("TensorRT: %s", msg)
-
-    return Logger()
+    def __call__(self, severity: Any, msg: str) -> None:
+        """Sort one message in."""
+        if severity in self._severe:
+            _LOG.debug("TensorRT error: %s", msg)
+            if not (_PARSER_CHATTER.match(msg) or (self._gpu_less and _GPU_LESS.search(msg))):
+                _add(self.errors, shorten(msg))
+        elif severity == self._warning:
+            _LOG.debug("TensorRT warning: %s", msg)
+            if _OTHER_LOGGER not in msg:
+                _add(self.warnings, shorten(msg))
+        elif msg.startswith(LISTING):
+            self.listings.append(msg)
+        elif figure := _MEMORY.match(msg):
+            self.memory[figure.group(1).lower()] = int(figure.group(2))
+        else:
+            _LOG.debug("TensorRT: %s", msg)
 
 
 def shorten(message: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,14 +9,17 @@ from numpy.typing import NDArray
 
 from infer.backends.cuda import dlpack, driver
 from infer.backends.cuda.buffers import ALIGNMENT, Layout
+from infer.backends.cuda.driver import LEGACY_STREAM
 from infer.errors import InputError
 
 if TYPE_CHECKING:
-    from infer.backends.cuda.context import PrimaryContext
     from infer.backends.cuda.events import Event
+    from infer.backends.cuda.results import Block
+    from infer.backends.cuda.session import Session
 
-LEGACY_STREAM = 1
-"""Handle of the default stream in the interfaces of ``__cuda_array_interface__`` and DLPack."""
+_ON_DEVICE = (dlpack.CUDA, dlpack.CUDA_MANAGED)
+# What other libraries raise when they cannot export an array.
+_REFUSALS = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
 
 
 class DeviceImages(NamedTuple):
@@ -32,20 +34,26 @@ class DeviceImages(NamedTuple):
 def import_images(images: Any, layout: Layout, device: int, stream: int) -> DeviceImages:
     """Address and rows of ``images``, checked; the context must be current.
 
+    DLPack is asked first: there the producer puts its work in order with ``stream``, while many arrays say nothing of
+    a stream in ``__cuda_array_interface__``.
+
     Args:
-        images: uint8 ``[N, H, W, 3]``, C-contiguous, with ``__cuda_array_interface__`` or DLPack.
+        images: uint8 ``[N, H, W, 3]``, C-contiguous, with DLPack or ``__cuda_array_interface__``.
         layout: the expected image.
         device: the expected ordinal.
-        stream: where the images will be used; a DLPack producer puts its work in order with it.
+        stream: where the images will be used.
 
     Raises:
         InputError: something else, or not on this device.
     """
     interface = getattr(images, "__cuda_array_interface__", None)
-    if interface is not None:
+    producer = None
+    if _exports_device_memory(images, interface is not None):
+        found = _from_dlpack(images, stream)
+    elif interface is not None:
         strides = interface.get("strides")
         found = dlpack.Foreign(
-            interface["data"][0],
+            interface["data"][0] or 0,
             tuple(interface["shape"]),
             interface["typestr"].lstrip("|<"),
             tuple(strides) if strides else None,  # in bytes, which for uint8 are elements
@@ -54,31 +62,50 @@ def import_images(images: Any, layout: Layout, device: int, stream: int) -> Devi
             images,
         )
         producer = interface.get("stream")
-    elif hasattr(images, "__dlpack__"):
-        kind, _ = images.__dlpack_device__()
-        if int(kind) not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
-            raise InputError("expected images in the memory of an NVIDIA GPU; host memory goes to infer() or submit()")
-        found = dlpack.read_capsule(images.__dlpack__(stream=stream))
-        producer = None
     else:
         raise InputError(
-            f"expected an object with __cuda_array_interface__ or __dlpack__, found {type(images).__name__}"
+            f"expected an object with __dlpack__ or __cuda_array_interface__, found {type(images).__name__}"
         )
     shape = found.shape
     if found.dtype != "u1" or len(shape) != 4 or shape[1:] != layout.image:
         height, width, channels = layout.image
         raise InputError(f"expected uint8 [N, {height}, {width}, {channels}], found {found.dtype} {list(shape)}")
-    if found.strides is not None and found.strides != _contiguous(shape):
+    if found.strides is not None and any(
+        extent > 1 and have != want  # where there is one element, no step is taken
+        for extent, have, want in zip(shape, found.strides, dlpack.contiguous(shape), strict=True)
+    ):
         raise InputError("expected C-contiguous images; copy them first")
-    check_pointer("images", found.pointer, device)
+    if shape[0]:
+        check_pointer("images", found.pointer, device)
     return DeviceImages(found.pointer, shape[0], producer, found.owner)
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = [1]
-    for extent in reversed(shape[1:]):
-        strides.insert(0, strides[0] * extent)
-    return tuple(strides)
+def _exports_device_memory(images: Any, otherwise: bool) -> bool:
+    """Whether DLPack is the way; raises InputError for host memory that has no other."""
+    if not (hasattr(images, "__dlpack__") and hasattr(images, "__dlpack_device__")):
+        return False
+    try:
+        kind = int(images.__dlpack_device__()[0])
+    except _REFUSALS as error:
+        if otherwise:
+            return False
+        raise InputError(f"the images say nothing of their device: {error}") from error
+    if kind in _ON_DEVICE:
+        return True
+    if otherwise:
+        return False
+    raise InputError("expected images in the memory of an NVIDIA GPU; host memory goes to infer() or submit()")
+
+
+def _from_dlpack(images: Any, stream: int) -> dlpack.Foreign:
+    try:
+        try:
+            capsule = images.__dlpack__(stream=stream, max_version=dlpack.VERSION)
+        except TypeError:  # from before version 1
+            capsule = images.__dlpack__(stream=stream)
+    except _REFUSALS as error:
+        raise InputError(f"the images cannot be taken by DLPack: {error}") from error
+    return dlpack.read_capsule(capsule)
 
 
 def check_pointer(name: str, pointer: int, device: int) -> None:
@@ -90,117 +117,100 @@ def check_pointer(name: str, pointer: int, device: int) -> None:
         raise InputError(f"{name}: expected memory of CUDA device {device}, found {where} at {pointer:#x}")
 
 
-class ResultPool:
-    """Blocks of device memory for results, used again on the stream they were used on. Thread-safe.
-
-    Work of one stream runs in order, so a block that nobody holds any more can be written again on the same stream
-    even while earlier work of the consumer there still reads it. Nothing is freed before the end, because freeing
-    waits for the device; what is kept is what was once held at the same time.
-    """
-
-    def __init__(self, context: PrimaryContext) -> None:
-        self.context, self._lock = context, threading.Lock()
-        self._idle: dict[tuple[int, int], list[Any]] = {}
-        self._all: dict[int, Any] = {}
-        self.closed = False
-
-    def take(self, size: int, stream: int) -> Block:
-        """A block of at least ``size`` bytes. Needs the context to be current."""
-        import pycuda.driver as cuda
-
-        size = 1 << max(size - 1, 4095).bit_length()
-        with self._lock:
-            if self.closed:
-                raise InputError("this runner is closed; open the bundle again")
-            idle = self._idle.setdefault((stream, size), [])
-            if idle:
-                return Block(self, idle.pop(), size, stream)
-            memory = cuda.mem_alloc(size)
-            self._all[int(memory)] = memory
-            return Block(self, memory, size, stream)
-
-    def give_back(self, memory: Any, size: int, stream: int) -> None:
-        """Called when nobody holds a block any more. Frees nothing: no context need be current here."""
-        if not self.closed:
-            self._idle[stream, size].append(memory)
-
-    def close(self, *, broken: bool) -> None:
-        """Free all blocks, also those that results still show. Needs the context to be current.
-
-        ``broken``: nothing can be freed; the memory is kept for :meth:`forget`.
-        """
-        with self._lock:
-            self.closed = True
-            self._idle.clear()
-            if not broken:
-                for memory in self._all.values():
-                    memory.free()
-                self._all.clear()
-
-    def forget(self) -> None:
-        """Drop what :meth:`close` has kept."""
-        self._all.clear()
-
-
-class Block:
-    """Device memory of one result; goes back to its pool when the last array of it goes."""
-
-    def __init__(self, pool: ResultPool, memory: Any, size: int, stream: int) -> None:
-        self._pool, self._memory, self._size, self.stream = pool, memory, size, stream
-        self.pointer = int(memory)
-
-    def check(self) -> PrimaryContext:
-        """The context of the memory; raises InputError when the memory is gone."""
-        if self._pool.closed:
-            raise InputError("the runner of this array is closed and its device memory is freed")
-        return self._pool.context
-
-    def __del__(self) -> None:
-        self._pool.give_back(self._memory, self._size, self.stream)
-
-
 class DeviceArray:
-    """A result in device memory, of the runner: valid until that is closed.
+    """A result in device memory.
 
-    Read it through ``torch.as_tensor(a, device="cuda")``, ``cupy.asarray(a)`` or ``from_dlpack(a)``, without a copy.
-    It is written by work on the stream it was asked for; both interfaces keep other streams in order. The memory is
-    written again, on that same stream, after the last reference is gone.
+    Read it through ``torch.from_dlpack(a)`` or ``cupy.from_dlpack(a)``, without a copy. It is written by work on the
+    stream it was asked for; DLPack keeps the consumer's stream in order with that, and with what overwrites the memory
+    after the last reference is gone. ``__cuda_array_interface__`` is for those who have nothing else: ``torch.as_tensor``
+    takes no notice of the stream it names, and the runner does not learn the reader's.
+
+    What was made of it stays when the runner is closed; nothing new can be made of it then.
     """
 
     def __init__(
-        self, block: Block, offset: int, shape: tuple[int, ...], dtype: str, *, device: int, ready: Event
+        self, session: Session, block: Block, offset: int, shape: tuple[int, ...], dtype: str, *, stream: int, ready: Event
     ) -> None:
-        self._block, self._ready, self._device = block, ready, device
+        self._session, self._block, self._ready, self._stream = session, block, ready, stream
+        self._device = session.context.ordinal
         self.pointer = block.pointer + offset
         self.shape, self.dtype = shape, np.dtype(dtype)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        self._block.check()
+        self._check()
+        self._block.tell(None)
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (self.pointer, False),
             "version": 3,
             "strides": None,
-            "stream": self._block.stream or LEGACY_STREAM,
+            "stream": self._stream,
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CUDA, self._device
 
-    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
-        """A capsule; the consumer's ``stream`` is made to wait for the results (-1: it need not)."""
-        context = self._block.check()
-        if stream is None:
-            stream = LEGACY_STREAM
-        if stream not in (-1, self._block.stream):
-            with context:
-                driver.wait_event(stream, self._ready.handle)
-        dtype = f"{self.dtype.kind}{self.dtype.itemsize}"
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule; the consumer's ``stream`` is made to wait for the results (-1: it need not).
+
+        Raises:
+            BufferError: another device than this one is asked for.
+            InputError: the runner is closed, or ``stream`` is being captured.
+            DeviceError: CUDA refused.
+        """
+        self._check()
+        if dl_device is not None and (int(dl_device[0]), dl_device[1]) != self.__dlpack_device__():
+            raise BufferError(f"expected the device {self.__dlpack_device__()}, found {tuple(dl_device)}; copy it there")
+        stream = stream or LEGACY_STREAM
+        pointer, owner = self.pointer, self._block
+        with self._session.working("handing out a result"):
+            if stream == -1:
+                self._block.tell(None)
+            else:
+                require_no_capture(stream)
+                if stream != self._stream:
+                    driver.wait_event(stream, self._ready.handle)
+                self._block.tell(stream)
+            if copy:
+                owner = self._copy(stream)
+                pointer = owner.pointer
         return dlpack.make_capsule(
-            self.pointer, self.shape, dtype, device_type=dlpack.CUDA, device=self._device, owner=self
+            pointer,
+            self.shape,
+            f"{self.dtype.kind}{self.dtype.itemsize}",
+            device_type=dlpack.CUDA,
+            device=self._device,
+            owner=(self if owner is self._block else owner, self._ready),
+            versioned=max_version is not None and max_version[0] >= dlpack.VERSION[0],
+            copied=bool(copy),
         )
+
+    def _copy(self, stream: int) -> Block:
+        """A block of its own with the same values, written in ``stream``; at once where that names none."""
+        named = stream not in (-1, driver.PER_THREAD_STREAM)
+        target = stream if named else LEGACY_STREAM
+        block = self._session.results.take(self.nbytes, target)
+        driver.wait_event(target, self._ready.handle)
+        driver.copy(block.pointer, self.pointer, self.nbytes, target)
+        if not named:
+            driver.synchronize_stream(target)
+            block.tell(None)
+        self._block.tell(target)
+        return block
 
     def get(self) -> NDArray[Any]:
         """A copy in host memory; waits until the results are written.
@@ -211,11 +221,29 @@ class DeviceArray:
         """
         import pycuda.driver as cuda
 
+        self._check()
         host: NDArray[Any] = np.empty(self.shape, self.dtype)
-        with self._block.check():
-            self._ready.synchronize()
+        with self._session.working("copying a result"):
+            driver.synchronize_event(self._ready.handle)
             cuda.memcpy_dtoh(host, self.pointer)
         return host
+
+    def _check(self) -> None:
+        if self._session.usage.closed:
+            raise InputError("the runner of this array is closed")
+
+
+def require_no_capture(stream: int) -> None:
+    """Refuse a stream under capture before anything could spoil the capture. Needs the context to be current.
+
+    Raises:
+        InputError: it is being captured.
+    """
+    if driver.is_capturing(stream):
+        raise InputError(
+            "the stream is being captured into a CUDA graph, and the runner's batches cannot be part of another's "
+            "graph: call the runner before or behind the capture; it launches graphs of its own"
+        )
 
 
 class DeviceOutputs(NamedTuple):
@@ -223,7 +251,7 @@ class DeviceOutputs(NamedTuple):
 
     Attributes:
         ready: happens when they are written.
-        images: what was classified, kept alive with the results.
+        images: what was classified, kept alive until then whatever becomes of the results.
     """
 
     logits: DeviceArray

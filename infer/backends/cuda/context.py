@@ -8,12 +8,16 @@ left on the stack of a thread that ends makes pycuda abort the process.
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from infer.backends.cuda import driver
 from infer.errors import DeviceError, DeviceMemoryError, InputError, TargetUnavailableError
 
+_LOG = logging.getLogger(__name__)
+_POPS = 3  # how often a pop that fails is tried
 
 class PrimaryContext:
     """The retained primary context of one device.
@@ -51,52 +55,98 @@ class PrimaryContext:
             raise InputError("this runner is closed; open the bundle again")
         try:
             self._context.push()
-        except self._cuda.Error as error:  # somebody reset the device
-            if self.failure is None:
-                self.failure = DeviceError(f"the CUDA context of device {self.ordinal} is gone: {error}", sticky=True)
-            raise self.again() from error
+        except self._cuda.Error as error:
+            self._retry_push(error)
         return self
+
+    def _retry_push(self, error: BaseException) -> None:
+        """The first try may only have told what earlier work came to; a context that is gone stays so."""
+        if driver.push_context(self._context.handle) == 0:
+            driver.pop_context()
+            try:
+                self._context.push()
+                return
+            except self._cuda.Error as again:
+                error = again
+        if self.failure is None:  # somebody reset the device
+            self.failure = DeviceError(f"the CUDA context of device {self.ordinal} is gone: {error}", sticky=True)
+        raise self.again() from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cuda.Context.pop()
+        try:
+            self._cuda.Context.pop()
+        except self._cuda.Error as failed:
+            # cuCtxPopCurrent may tell what earlier work came to, and pycuda then keeps the context on its own stack.
+            said = self._pop_again(failed)
+            if error is None:
+                raise said from failed
+
+    def _pop_again(self, failed: BaseException) -> BaseException:
+        """Take the context off both stacks; the error to raise."""
+        handle, said = self._context.handle, failed
+        for _ in range(_POPS):
+            if driver.current_context() != handle and (status := driver.push_context(handle)):
+                _LOG.error("the CUDA context stays current on this thread: %s", driver.describe(status))
+                break
+            if said is failed:
+                said = self.explain(failed, "leaving the CUDA context")
+            try:
+                self._cuda.Context.pop()
+                break
+            except self._cuda.Error as again:
+                _LOG.debug("leaving the CUDA context: %s", again)
+        return said if isinstance(said, DeviceError) else DeviceError(f"leaving the CUDA context failed: {failed}")
 
     def free_memory(self) -> tuple[int, int]:
         """Free and total bytes of the device. Needs the context to be current."""
-        free, total = self._cuda.mem_get_info()
+        try:
+            free, total = self._cuda.mem_get_info()
+        except self._cuda.Error as error:
+            raise self.explain(error, "asking for the free memory") from error
         return int(free), int(total)
 
     def explain(self, error: BaseException, doing: str) -> BaseException:
         """The error to raise for ``error``, which happened while ``doing``. Needs the context to be current.
 
-        A sticky error, after which CUDA answers every call with the same code, is kept in :attr:`failure`. What has
+        A sticky error, told by its code or by the one that a harmless call meets, is kept in :attr:`failure`. What has
         nothing to do with a call that failed, such as KeyboardInterrupt or short memory, is returned as it is.
         """
+        if isinstance(error, self._cuda.MemoryError):
+            return DeviceMemoryError(f"{doing} failed: {error}")
         if not isinstance(error, (DeviceError, self._cuda.Error)) or isinstance(error, DeviceMemoryError):
             return error
-        broken = self._broken()
-        if broken is None:
-            return DeviceError(f"{doing} failed: {error}")
+        status = error.status if isinstance(error, DeviceError) else 0
+        if status not in driver.STICKY:
+            status = driver.health()
+        if status not in driver.STICKY:
+            return DeviceError(f"{doing} failed: {error}", status=status)
         if self.failure is None:
             self.failure = DeviceError(
                 f"{doing} failed and left the CUDA context unusable: {error}. Close the runner; the GPU can be used "
                 "again from a new process",
                 sticky=True,
+                status=status,
             )
         return self.again()
 
+    @contextlib.contextmanager
+    def explaining(self, doing: str) -> Iterator[None]:
+        """Make the context current for the block, and let errors leave it as :meth:`explain` has them."""
+        with self:
+            try:
+                yield
+            except Exception as error:
+                found = self.explain(error, doing)
+                if found is error:
+                    raise
+                raise found from error
+
     def again(self) -> DeviceError:
         """The first failure once more, as an object of its own: one raised many times would gather tracebacks."""
-        return DeviceError(str(self.failure), sticky=True)
-
-    def _broken(self) -> BaseException | None:
-        """The error that a harmless call meets, if any."""
-        try:
-            self._cuda.mem_get_info()
-        except self._cuda.Error as error:
-            return error  # type: ignore[no-any-return]
-        return None
+        assert self.failure is not None
+        return DeviceError(str(self.failure), sticky=True, status=self.failure.status)
 
     def release(self) -> None:
         """Give the context back; what was made in it and still lives is then out of pycuda's reach.

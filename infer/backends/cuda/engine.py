@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from infer.backends.cuda.buffers import Layout, OutputOffsets, align
+from infer.backends.cuda.gpus import driver_version
+from infer.backends.cuda.logger import process_logger
 from infer.bundle.tensors import CLASSES, INPUT, LOGITS, OUTPUTS, SCORES
 from infer.errors import BundleError, DeviceError, DeviceMemoryError, IResNetError, TargetUnavailableError
 from infer.files import write_bytes
@@ -56,9 +57,9 @@ class Engine:
         host_code: bool = False,
     ) -> None:
         self._trt: Any = importlib.import_module(target)
-        self.messages: deque[str] = deque(maxlen=20)
-        self._logger = _make_logger(self._trt, self.messages)
-        self._runtime: Any = self._trt.Runtime(self._logger)
+        self._logger = process_logger(self._trt)
+        self._logger.take_errors()  # of whatever this thread did before
+        self._runtime: Any = self._make_runtime(target)
         self._runtime.engine_host_code_allowed = host_code
         self.graphs_inside = target == RTX and cuda_graphs
         self.specialized = target == RTX
@@ -81,6 +82,17 @@ class Engine:
         except BaseException:
             self.close()  # now, while the context is current
             raise
+
+    def _make_runtime(self, target: str) -> Any:
+        try:
+            runtime = self._trt.Runtime(self._logger)
+        except TypeError as error:  # "factory function returned nullptr": CUDA could not be initialised
+            raise self.error(
+                f"{target} {self._trt.__version__} cannot use the installed NVIDIA driver (CUDA "
+                f"{driver_version() or 'unknown'}): update the driver, or install a {target} for it; {error}",
+                TargetUnavailableError,
+            ) from error
+        return runtime
 
     def _read_tensors(self, plan: Path) -> tuple[Layout, int]:
         # No local name for the engine: the traceback of an error would keep it alive beyond its context.
@@ -155,8 +167,7 @@ class Engine:
 
     def error(self, text: str, kind: type[IResNetError]) -> IResNetError:
         """``text`` with what TensorRT logged since the last error; out of memory is told from the rest."""
-        said = "; ".join(self.messages)
-        self.messages.clear()
+        said = "; ".join(self._logger.take_errors())
         if any(word in said.lower() for word in ("out of memory", "outofmemory", "cudaerrormemoryallocation")):
             kind = DeviceMemoryError
         return kind(f"{text} ({said})" if said else text)
@@ -215,19 +226,3 @@ class Execution:
     def close(self) -> None:
         """Drop the context."""
         self._context = None
-
-
-def _make_logger(trt: Any, messages: deque[str]) -> Any:
-    """An ``ILogger`` that keeps the errors; TensorRT reports most failures only there."""
-    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in errors:
-                messages.append(" ".join(msg.split()))
-            _LOG.debug("TensorRT: %s", msg)
-
-    return Logger()

@@ -3,62 +3,60 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 from infer.backends.cuda import driver
 from infer.backends.cuda.context import PrimaryContext
-from infer.errors import DeviceError, InputError
+from infer.backends.cuda.usage import Usage
+from infer.errors import InputError
 
 
 class EventPool:
-    """CUDA events that are used again when nobody holds them. Thread-safe."""
+    """CUDA events that are used again when nobody holds them. Thread-safe.
 
-    def __init__(self, context: PrimaryContext) -> None:
-        self._context, self._lock = context, threading.Lock()
+    Args:
+        context: of the events.
+        usage: of their runner.
+    """
+
+    def __init__(self, context: PrimaryContext, usage: Usage) -> None:
+        self._context, self._usage, self._lock = context, usage, threading.Lock()
         self._all: list[int] = []
-        self._idle: list[int] = []
-        self._closed = False
+        self._idle: deque[int] = deque()
 
     def take(self) -> Event:
         """An event for one use. Needs the context to be current."""
-        with self._lock:
-            if self._closed:
-                raise InputError("this runner is closed; open the bundle again")
-            if self._idle:
-                return Event(self, self._idle.pop())
+        try:
+            return Event(self, self._idle.popleft())
+        except IndexError:
             handle = driver.create_event()
+        with self._lock:
             self._all.append(handle)
-            return Event(self, handle)
+        return Event(self, handle)
 
     def give_back(self, handle: int) -> None:
-        """Called by an event that nobody holds any more, on whatever thread. Appending needs no lock."""
+        """Called by an event that nobody holds any more, on whatever thread, so without a lock."""
         self._idle.append(handle)
 
     def synchronize(self, handle: int) -> None:
         """Wait on the host; see :meth:`Event.synchronize`."""
-        with self._context:
-            self._check()
-            try:
-                driver.synchronize_event(handle)
-            except DeviceError as error:
-                raise self._context.explain(error, "waiting for an event") from error
+        self._check()
+        with self._usage, self._context.explaining("waiting for an event"):
+            driver.synchronize_event(handle)
 
     def query(self, handle: int) -> bool:
         """Ask; see :meth:`Event.query`."""
-        with self._context:
-            self._check()
-            try:
-                return driver.query_event(handle)
-            except DeviceError as error:
-                raise self._context.explain(error, "asking for an event") from error
+        self._check()
+        with self._usage, self._context.explaining("asking for an event"), driver.unaffected_by_captures():
+            return driver.query_event(handle)
 
     def _check(self) -> None:
-        if self._closed:
+        if self._usage.closed:
             raise InputError("the runner of this event is closed")
 
     def close(self) -> None:
-        """Destroy all events. Needs the context to be current."""
+        """Destroy all events. Needs the context to be current, and nobody inside the runner."""
         with self._lock:
-            self._closed = True
             for handle in self._all:
                 driver.destroy_event(handle)
             self._all.clear()

@@ -23,7 +23,7 @@ class NetworkGraph:
 
     Args:
         execution: bound and otherwise unused; the graph owns it from now on, unless an error is raised.
-        stream: handle of an idle stream, the one of every launch.
+        stream: handle of an idle stream.
         settle: waits until that stream is idle.
 
     Raises:
@@ -31,7 +31,6 @@ class NetworkGraph:
     """
 
     def __init__(self, execution: Execution, stream: int, settle: Callable[[], None]) -> None:
-        self._stream = stream
         # The first run of an execution does work that cannot be captured.
         execution.enqueue(stream)
         settle()
@@ -49,9 +48,9 @@ class NetworkGraph:
             driver.destroy_graph(graph)
         self._execution = execution
 
-    def launch(self) -> None:
-        """Enqueue the network."""
-        driver.launch_graph(self._executable, self._stream)
+    def launch(self, stream: int) -> None:
+        """Enqueue the network; launches of one graph, also in different streams, run one after the other."""
+        driver.launch_graph(self._executable, stream)
 
     def close(self) -> None:
         """Destroy the graph, then drop its execution."""

@@ -6,19 +6,21 @@ import contextlib
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from infer.backends.base import GpuOptions
 from infer.backends.cuda import driver
-from infer.backends.cuda.arrays import ResultPool
 from infer.backends.cuda.context import PrimaryContext
 from infer.backends.cuda.engine import Engine
 from infer.backends.cuda.events import Event, EventPool
+from infer.backends.cuda.results import ResultPool
 from infer.backends.cuda.ring import Ring
 from infer.backends.cuda.slots import Slot
 from infer.backends.cuda.staging import Staging
+from infer.backends.cuda.usage import Usage
 from infer.errors import DeviceMemoryError, InputError
 
 _LOG = logging.getLogger(__name__)
@@ -39,22 +41,24 @@ class Session:
 
     Attributes:
         notes: what a user should be told: fewer slots, no graphs.
+        usage: the calls under way that do not go through the ring.
     """
 
     def __init__(self, plan: Path, target: str, options: GpuOptions, runtime_cache: Path | None) -> None:
-        self._lock, self._closed = threading.Lock(), False
+        self._lock = threading.Lock()
+        self.usage = Usage(self._release)
         self._turn = itertools.count()
         self._slots: list[Slot] = []
-        self._scratch: Any = None
-        self._stream: Any = None
+        self._scratch = self._stream = 0
+        self._kept: deque[tuple[Event, Any]] = deque()
         self._options = options
         graph_batches = options.graph_batches if options.cuda_graphs else ()
         self.notes: list[str] = []
         self.ring: Ring | None = None
         self.engine: Engine | None = None
         self.context = PrimaryContext(options.device)
-        self._events = EventPool(self.context)
-        self.results = ResultPool(self.context)
+        self._events = EventPool(self.context, self.usage)
+        self.results = ResultPool(self.context, self._events)
         try:
             with self.context:
                 try:
@@ -87,14 +91,15 @@ class Session:
         return max_batch or engine.largest_batch
 
     def _open(self, plan: Path, batch: int, graph_batches: tuple[int, ...] | None) -> None:
-        import pycuda.driver as cuda
-
         slots = self._options.slots
         for count, rows in _ladder(slots, batch):
             try:
                 self._allocate(count, rows)
                 break
-            except (cuda.MemoryError, DeviceMemoryError) as error:
+            except Exception as failed:
+                error = self.context.explain(failed, f"opening {plan}")
+                if not isinstance(error, DeviceMemoryError):
+                    raise
                 needed = self._needed
                 self._free_slots(broken=False)
                 last = error
@@ -111,8 +116,6 @@ class Session:
             _LOG.warning("%s: %s", plan, note)
 
     def _allocate(self, count: int, rows: int) -> None:
-        import pycuda.driver as cuda
-
         assert self.engine is not None
         layout = self.engine.layout
         self._needed = count * (rows * layout.image_bytes + layout.place(rows).total)
@@ -121,9 +124,9 @@ class Session:
         size = max(slot.scratch_bytes for slot in self._slots)
         self._needed += count * size
         if size:
-            self._scratch = cuda.mem_alloc(count * size)
+            self._scratch = driver.allocate(count * size)
         for number, slot in enumerate(self._slots):
-            slot.use_scratch(int(self._scratch) + number * size if size else 0)
+            slot.use_scratch(self._scratch + number * size if size else 0)
         for slot in self._slots:
             slot.staging[0].images[:] = 0
             for warm in sorted({1, rows}, reverse=True):
@@ -153,9 +156,9 @@ class Session:
         freed = [slot.close(broken=broken) for slot in self._slots]
         if not broken:
             self._slots.clear()
-            if self._scratch is not None:
-                self._scratch.free()
-            self._scratch = None
+            if self._scratch:
+                driver.free(self._scratch)
+            self._scratch = 0
         return all(freed)
 
     def _staging(self) -> list[list[Staging]]:
@@ -186,79 +189,101 @@ class Session:
         """Batches that can be under way."""
         return sum(len(staging) for staging in self._staging())
 
+    @contextlib.contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """A call on device memory: the runner stays open and its context is current.
+
+        Raises:
+            DeviceError: what the block met, explained; or an earlier batch broke the context.
+            InputError: the runner is closed.
+        """
+        with self.usage:
+            if self.context.failure is not None:
+                raise self.context.again()
+            with self.context.explaining(doing):
+                yield
+
     def own_stream(self) -> int:
-        """Handle of a non-blocking stream for batches in device memory; lives until the close. The context is current.
+        """Handle of a non-blocking stream for batches in device memory; lives until the close.
 
         Unlike the default stream, it does not make a copy of one result wait for the batches behind it.
         """
-        import pycuda.driver as cuda
+        with self.working("making a stream"), self._lock:
+            if not self._stream:
+                self._stream = driver.create_stream()
+            return self._stream
 
-        with self._lock:
-            if self._closed:
-                raise InputError("this runner is closed; open the bundle again")
-            if self._stream is None:
-                self._stream = cuda.Stream(driver.STREAM_NON_BLOCKING)
-            return int(self._stream.handle)
-
-    def enqueue(self, rows: int, images: int, outputs: tuple[int, int, int], stream: int) -> Event:
-        """See :meth:`~infer.backends.cuda.slots.Slot.enqueue`; the slots take turns. The context must be current.
+    def enqueue(
+        self, rows: int, images: int, outputs: tuple[int, int, int], stream: int, *, block: bool = False
+    ) -> Event:
+        """See :meth:`~infer.backends.cuda.slots.Slot.enqueue`; the slots take turns. To be called while working.
 
         Raises:
-            DeviceError: CUDA or TensorRT refused, or an earlier batch broke the context.
+            DeviceError: CUDA or TensorRT refused.
         """
         slot = self._slots[next(self._turn) % len(self._slots)]
         event = self._events.take()
-        try:
-            slot.enqueue(rows, images, outputs, stream, event.handle)
-        except Exception as error:
-            raise self.context.explain(error, f"enqueueing a batch of {rows}") from error
+        slot.enqueue(rows, images, outputs, stream, event.handle, block=block)
         return event
 
     def order(self, first: int, second: int) -> None:
-        """Let what comes into stream ``second`` wait for what is in stream ``first`` now."""
+        """Let what comes into stream ``second`` wait for what is in stream ``first`` now. To be called while working."""
         event = self._events.take()
-        try:
-            driver.record_event(event.handle, first)
-            driver.wait_event(second, event.handle)
-        except Exception as error:
-            raise self.context.explain(error, "ordering two streams") from error
+        driver.record_event(event.handle, first)
+        driver.wait_event(second, event.handle)
+
+    def keep(self, owner: Any, event: Event) -> None:
+        """Keep ``owner`` until ``event`` has happened, and drop what was kept for those that have."""
+        self._kept.append((event, owner))
+        self.drop_kept()
+
+    def drop_kept(self) -> None:
+        """Drop what was kept for events that have happened. To be called while working."""
+        with driver.unaffected_by_captures():
+            for _ in range(len(self._kept)):
+                try:
+                    event, owner = self._kept.popleft()
+                except IndexError:  # another thread looks at the rest
+                    return
+                if not driver.query_event(event.handle):
+                    self._kept.append((event, owner))
 
     def close(self) -> None:
         """Finish what is under way and release everything; harmless when called twice, from several threads too."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        self.usage.close()
+
+    def _release(self) -> None:
         if self.ring is not None:
             self.ring.close()
-        whole = True
-        with _reported(), self.context:
+        whole = returned = True
+        with _reported(), self.context, driver.unaffected_by_captures():
             if self.context.failure is None:
-                with _reported():
+                with _reported(), self.context.explaining("waiting for what is under way"):
                     for slot in self._slots:
                         slot.settle_foreign()
+            self._kept.clear()
             if self.engine is not None and self.context.failure is None:
                 with _reported():
                     self.engine.save_runtime_cache()
             broken = self.context.failure is not None
-            self.results.close(broken=broken)
+            with _reported():
+                returned = self.results.close()
             self._events.close()
-            if not broken:
-                self._stream = None
+            if not broken and self._stream:
+                driver.destroy_stream(self._stream)
             whole = self._free_slots(broken=broken)
             if self.engine is not None:
                 self.engine.close()
         if not whole:
             _LOG.warning("an array still shows pinned memory of the closed runner; that memory and the context stay")
             return
-        with _reported():
-            self.context.release()
+        if returned:
+            with _reported():
+                self.context.release()
         # Of a broken context only now: pycuda then knows that there is nothing left to free.
         for slot in self._slots:
             slot.forget()
         self._slots.clear()
-        self._scratch = self._stream = None
-        self.results.forget()
 
 
 def _ladder(slots: int, batch: int) -> Iterator[tuple[int, int]]:

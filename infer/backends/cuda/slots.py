@@ -11,9 +11,8 @@ from infer.backends.cuda import driver
 from infer.backends.cuda.engine import Engine, Execution
 from infer.backends.cuda.graphs import NetworkGraph
 from infer.backends.cuda.staging import Staging
-from infer.errors import IResNetError
+from infer.errors import DeviceError, IResNetError
 
-_LAST_DEFAULT_STREAM = 2  # handles 0, 1 and 2 are the default streams
 _QUEUED = 2  # batches in a slot's stream at a time
 
 
@@ -39,7 +38,7 @@ class Slot:
         self._cuda, self._engine, self._layout, self._max_batch = cuda, engine, engine.layout, max_batch
         self._lock = threading.Lock()  # the executions' bindings and the order of launches
         self._graphs: dict[int, NetworkGraph] = {}
-        self._device: list[Any] = []
+        self._device: list[int] = []
         self._last = 0  # event behind the last launch
         self._foreign = False  # work of a caller's stream may use the execution
         self._foreign_event = 0  # behind that work
@@ -49,8 +48,8 @@ class Slot:
             self._handle: int = self._stream.handle
             self._foreign_event = driver.create_event()
             for size in (max_batch * self._layout.image_bytes, self._layout.place(max_batch).total):
-                self._device.append(cuda.mem_alloc(size))
-            self._images, self._outputs = (int(memory) for memory in self._device)
+                self._device.append(driver.allocate(size))
+            self._images, self._outputs = self._device
             for _ in range(_QUEUED):
                 self.staging.append(Staging(self, self._layout, max_batch, spin=spin))
             self._execution = engine.make_execution()
@@ -86,7 +85,7 @@ class Slot:
                 _record(marks, 1, stream)
                 graph = None if marks else self._graphs.get(rows)
                 if graph is not None:
-                    graph.launch()
+                    graph.launch(self._handle)
                 else:
                     self._execution.bind_block(rows, self._images, self._outputs, at)
                     self._execution.enqueue(self._handle)
@@ -104,8 +103,10 @@ class Slot:
         with contextlib.suppress(self._cuda.Error):
             self._stream.synchronize()
 
-    def enqueue(self, rows: int, images: int, outputs: tuple[int, int, int], stream: int, event: int) -> None:
-        """Run on device memory of the caller, on the caller's stream; nothing is copied and the host never waits.
+    def enqueue(
+        self, rows: int, images: int, outputs: tuple[int, int, int], stream: int, event: int, *, block: bool = False
+    ) -> None:
+        """Run on device memory of the caller, on the caller's stream; the host never waits.
 
         TensorRT synchronises the device when it is given a default stream. In place of such a one, the slot's own
         stream is used, and events keep the two in order.
@@ -116,28 +117,49 @@ class Slot:
             outputs: addresses of logits, scores and classes.
             stream: handle of a stream of the same context.
             event: handle of an event, recorded behind the work.
+            block: ``outputs`` are those of :meth:`Layout.place` in one block. A captured graph, which knows only the
+                slot's own memory, may then be used: two copies within the device cost less than hundreds of launches.
         """
-        default = stream <= _LAST_DEFAULT_STREAM
+        default = stream <= driver.PER_THREAD_STREAM
         target = self._handle if default else stream
+        graph = self._graphs.get(rows) if block else None
         with self._lock:
             if default:
                 driver.record_event(event, stream)
                 driver.wait_event(target, event)
-            # The slot's own batches and the last one of a caller use the same execution and scratch memory.
+            # The slot's own batches and the last one of a caller use the same memory.
             if self._last:
                 driver.wait_event(target, self._last)
             if self._foreign:
                 driver.wait_event(target, self._foreign_event)
+            self._foreign = True
             try:
-                self._execution.bind(rows, images, *outputs)
-                self._execution.enqueue(target)
-            finally:
-                # Also after an error, for part of the work may be in the stream.
-                self._foreign = True
+                if graph is not None:
+                    self._launch_between_copies(graph, rows, images, outputs, target)
+                else:
+                    self._execution.bind(rows, images, *outputs)
+                    self._execution.enqueue(target)
                 driver.record_event(self._foreign_event, target)
+            except BaseException:
+                self._settle_caller(target)
+                raise
             driver.record_event(event, target)
             if default:
                 driver.wait_event(stream, event)
+
+    def _launch_between_copies(
+        self, graph: NetworkGraph, rows: int, images: int, outputs: tuple[int, int, int], target: int
+    ) -> None:
+        at = self._layout.place(rows)
+        driver.copy(self._images, images, rows * self._layout.image_bytes, target)
+        graph.launch(target)
+        driver.copy(outputs[2] - at.classes, self._outputs, at.total, target)
+
+    def _settle_caller(self, target: int) -> None:
+        """Part of a batch that failed may be in the caller's stream: behind this it reads and writes nothing."""
+        with contextlib.suppress(DeviceError):
+            driver.record_event(self._foreign_event, target)
+            driver.synchronize_event(self._foreign_event)
 
     def warm_up(self, rows: int) -> None:
         """Run ``rows`` images once and wait; the first run of a shape is slow and cannot be captured."""
@@ -206,7 +228,7 @@ class Slot:
         freed = [staging.close(broken=broken) for staging in self.staging]
         if not broken:
             for memory in self._device:
-                memory.free()
+                driver.free(memory)
             if self._foreign_event:
                 driver.destroy_event(self._foreign_event)
             self.forget()
