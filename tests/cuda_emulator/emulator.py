@@ -25,6 +25,8 @@ _COUNTED = (
     "retained",
 )
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED, NOT_SUPPORTED = 2, 700, 719, 801
+REFUSED = 304
+"""A failure of one call, behind which the context is as it was."""
 
 
 class _Row(ctypes.Structure):
@@ -117,6 +119,8 @@ class Emulator:
             self.lib.emu_set_engine_width(engine, 1)
         self.memory(8 << 30)
         self.devices(1)
+        self.driver_version(13.0)
+        self.recycle_streams(False)
         self.lib.emu_trace(0)
         self.clear_hazards()
 
@@ -142,10 +146,20 @@ class Emulator:
         """How many devices there are."""
         self.lib.emu_set_device_count(count)
 
+    def driver_version(self, version: float) -> None:
+        """CUDA version of the driver."""
+        self.lib.emu_set_driver_version(round(version * 1000))
+
+    def recycle_streams(self, on: bool = True) -> None:
+        """Give the handle of a stream that was destroyed to the next one; otherwise no handle comes twice."""
+        self.lib.emu_recycle_streams(int(on))
+
     def fail(
-        self, name: str, *, skip: int = 0, count: int = 1, code: int = LAUNCH_FAILED, sticky: bool = False
+        self, name: str, *, skip: int = 0, count: int = 1, code: int | None = None, sticky: bool = False
     ) -> None:
         """Let ``count`` calls of a driver function fail after ``skip`` good ones (-1: all)."""
+        if code is None:
+            code = LAUNCH_FAILED if sticky or name.startswith("op:") else REFUSED
         self.lib.emu_fail(name.encode(), skip, count, code, int(sticky))
 
     def fail_clear(self) -> None:

@@ -264,7 +264,7 @@ def allocate(size: int) -> int:
         DeviceMemoryError: there is not so much left.
     """
     address = ctypes.c_uint64()
-    _check(library().cuMemAlloc_v2(ctypes.byref(address), size), f"cuMemAlloc of {size:,} bytes")
+    _check(library().cuMemAlloc_v2(ctypes.byref(address), size), "cuMemAlloc")
     return address.value
 
 

@@ -36,6 +36,11 @@ void destroy_context(Lock& lk, std::shared_ptr<Context> c) {
   }
   for (auto it = S.events.begin(); it != S.events.end();)
     it = it->second->ctx == c ? S.events.erase(it) : std::next(it);
+  for (auto& [handle, exec] : S.execs)
+    if (exec->ctx == c) {
+      for (auto& [lane, own] : exec->lanes) close_stream(*own);
+      exec->lanes.clear();
+    }
   for (auto* table : {&S.graphs, &S.execs})
     for (auto it = table->begin(); it != table->end();) it = it->second->ctx == c ? table->erase(it) : std::next(it);
   for (auto it = S.allocations.begin(); it != S.allocations.end();) {
@@ -65,7 +70,7 @@ EMU_API CUresult cuInit(unsigned flags) {
 
 EMU_API CUresult cuDriverGetVersion(int* version) {
   EMU_ENTER("cuDriverGetVersion", NOTHING);
-  *version = 13000;
+  *version = g().driver_version;
   return CUDA_SUCCESS;
 }
 
@@ -243,11 +248,19 @@ EMU_API CUresult cuCtxPushCurrent_v2(CUcontext ctx) {
 }
 
 EMU_API CUresult cuCtxPopCurrent_v2(CUcontext* ctx) {
-  EMU_ENTER("cuCtxPopCurrent_v2", INIT);
+  // It may also tell what earlier work came to; the context is popped all the same.
+  static Api& a = api("cuCtxPopCurrent_v2");
+  a.calls.fetch_add(1, std::memory_order_relaxed);
+  if (!g().initialised) return CUDA_ERROR_NOT_INITIALIZED;
   if (stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
   if (ctx) *ctx = stack.back() ? stack.back()->handle : nullptr;
+  int code = 0;
+  {
+    Lock lk(g().mu);
+    take_injected(a, &code);
+  }
   stack.pop_back();
-  return CUDA_SUCCESS;
+  return code;
 }
 
 EMU_API CUresult cuCtxSetCurrent(CUcontext ctx) {
@@ -293,8 +306,8 @@ EMU_API CUresult cuCtxGetApiVersion(CUcontext ctx, unsigned* version) {
 EMU_API CUresult cuCtxSynchronize() {
   EMU_ENTER("cuCtxSynchronize", CONTEXT);
   Lock lk(g().mu);
-  if (CUresult r = unsafe_in_capture()) return r;
   auto c = current();
+  if (CUresult r = capturing_in(*c)) return r;
   wait_context(lk, c.get());
   return c->sticky;
 }

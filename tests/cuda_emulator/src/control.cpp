@@ -31,6 +31,17 @@ EMU_API void emu_set_memory(size_t bytes) {
   g().total_memory = bytes;
 }
 
+EMU_API void emu_set_driver_version(int version) {
+  Lock lk(g().mu);
+  g().driver_version = version;
+}
+
+EMU_API void emu_recycle_streams(int on) {
+  Lock lk(g().mu);
+  g().recycling = on != 0;
+  g().spent.clear();
+}
+
 EMU_API void emu_set_device_count(int n) {
   Lock lk(g().mu);
   g().device_count = n;
@@ -67,7 +78,8 @@ EMU_API long long emu_live(int what) {
   long long bytes = 0;
   switch (what) {
     case 0: return (long long)S.contexts.size();
-    case 1: return (long long)S.streams.size();
+    case 1:
+      return (long long)std::count_if(S.streams.begin(), S.streams.end(), [](auto& one) { return !one.second->hidden; });
     case 2: return (long long)S.events.size();
     case 3: return (long long)S.allocations.size();
     case 4: return (long long)S.used_memory;

@@ -51,12 +51,24 @@ std::shared_ptr<Work> copy_work(Kind kind, const Side& dst, const Side& src, siz
   return w;
 }
 
+// From pageable memory the driver copies into memory of its own at once, and the call returns before the device has it.
+void stage(Work& w, const Side& dst, Side src, size_t width, size_t height) {
+  auto bytes = std::make_shared<std::vector<uint8_t>>(width * height);
+  for (size_t y = 0; y < height; ++y) std::memcpy(bytes->data() + y * width, src.bytes + y * src.pitch, width);
+  w.ranges.erase(w.ranges.begin());
+  w.end = [=] {
+    for (size_t y = 0; y < height; ++y) std::memcpy(dst.bytes + y * dst.pitch, bytes->data() + y * width, width);
+  };
+}
+
 CUresult run(Lock& lk, std::shared_ptr<Work> w, CUstream stream, bool sync) {
   std::shared_ptr<Stream> s;
   if (CUresult r = find_stream(stream, &s)) return r;
   if (sync)
     if (CUresult r = unsafe_in_capture()) return r;
-  const bool block = sync || w->pageable;
+  const bool staged = w->pageable && w->kind == H2D;
+  if (staged && sync) wait_stream(lk, *s);
+  const bool block = !staged && (sync || w->pageable);
   if (CUresult r = submit(lk, *s, std::move(w), block)) return r;
   return sync ? CUresult(current()->sticky) : CUDA_SUCCESS;
 }
@@ -79,7 +91,9 @@ CUresult copy_line(Kind kind, CUdeviceptr dst_d, void* dst_h, CUdeviceptr src_d,
   } else if (CUresult r = device_side(&src, src_d, 0, n, n)) {
     return r;
   }
-  return run(lk, copy_work(kind, dst, src, n, 1, pageable && !sync), stream, sync);
+  auto w = copy_work(kind, dst, src, n, 1, pageable);
+  if (pageable && kind == H2D) stage(*w, dst, src, n, 1);
+  return run(lk, w, stream, sync);
 }
 
 CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool sync) {
@@ -109,7 +123,9 @@ CUresult copy_2d(const CUDA_MEMCPY2D* c, CUstream stream, bool sync) {
   }
   const bool from_host = c->srcMemoryType == MEMORY_HOST, to_host = c->dstMemoryType == MEMORY_HOST;
   const Kind kind = from_host && !to_host ? H2D : to_host && !from_host ? D2H : D2D;
-  return run(lk, copy_work(kind, dst, src, w, h, pageable && !sync), stream, sync);
+  auto work = copy_work(kind, dst, src, w, h, pageable);
+  if (pageable && kind == H2D) stage(*work, dst, src, w, h);
+  return run(lk, work, stream, sync);
 }
 
 template <class T>

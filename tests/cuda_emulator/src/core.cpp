@@ -9,6 +9,7 @@ namespace emu {
 
 thread_local std::vector<std::shared_ptr<Context>> stack;
 thread_local bool in_callback = false;
+thread_local int capture_mode = CAPTURE_GLOBAL;
 
 int64_t now_ns() {
   timespec t;
@@ -46,6 +47,14 @@ bool injected(Api& a, int* code, bool* sticky) {
   if (--a.count == 0) a.armed = false;
   *code = a.code;
   *sticky = a.sticky;
+  return true;
+}
+
+// For calls that do their work and then tell a failure, of earlier work for example.
+bool take_injected(Api& a, int* code) {
+  bool sticky = false;
+  if (!a.armed.load(std::memory_order_relaxed) || !injected(a, code, &sticky)) return false;
+  if (sticky && !stack.empty() && stack.back()) stack.back()->sticky = *code;
   return true;
 }
 

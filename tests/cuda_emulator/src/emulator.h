@@ -72,11 +72,23 @@ struct Op {
   bool done = false;
 };
 
+// Work of a graph, the stream it was captured on, and the nodes of other streams that it comes behind.
+struct Node {
+  std::shared_ptr<Work> work;
+  uint32_t lane;
+  std::vector<size_t> behind;
+};
+
+// Nodes captured so far on each stream, as far as a stream or an event knows of them.
+using Tips = std::map<uint32_t, size_t>;
+
 struct Capture {
   int mode;
   std::thread::id thread;
+  uint32_t origin;
   bool invalidated = false;
-  std::vector<std::shared_ptr<Work>> works;
+  std::vector<Node> nodes;
+  std::vector<std::shared_ptr<struct Stream>> joined;  // streams that came in by waiting for a captured event
 };
 
 struct Stream : std::enable_shared_from_this<Stream> {
@@ -87,10 +99,12 @@ struct Stream : std::enable_shared_from_this<Stream> {
   std::deque<std::shared_ptr<Op>> queue;
   std::shared_ptr<Op> last;
   std::shared_ptr<Capture> capture;
+  Tips tips;
   Clock clock;
   uint64_t seq = 0;
   int64_t free_at = 0;  // ideal end of the last operation
   bool closing = false, worker = false;
+  bool hidden = false;  // a thread's own default stream, or one that a graph launches on: not counted
   std::condition_variable wake;
 };
 
@@ -100,12 +114,16 @@ struct Event {
   std::shared_ptr<Context> ctx;
   std::shared_ptr<Op> recorded;
   std::shared_ptr<Capture> captured;
+  Tips tips;
 };
 
 struct Graph {
   uint64_t id;
   std::shared_ptr<Context> ctx;
-  std::vector<std::shared_ptr<Work>> works;
+  uint32_t origin;
+  std::vector<Node> nodes;
+  std::map<uint32_t, std::shared_ptr<Stream>> lanes;  // for what was captured on other streams than the first
+  std::shared_ptr<Op> last;                           // of the launch before: launches of one graph do not overlap
 };
 
 struct Engine {
@@ -155,7 +173,9 @@ struct State {
   std::mutex mu;
   std::condition_variable progress;  // an operation is done, an engine is free
   bool enabled = false, initialised = false, tracing = false;
-  int device_count = 1;
+  int device_count = 1, driver_version = 13000;
+  bool recycling = false;  // give the handle of a stream that was destroyed to the next one, as drivers do
+  std::vector<void*> spent;
   size_t total_memory = size_t(8) << 30, used_memory = 0;
   int64_t latency_ns[KINDS] = {};
   double bytes_per_s[KINDS] = {};
@@ -184,6 +204,7 @@ inline State& g() {
 
 extern thread_local std::vector<std::shared_ptr<Context>> stack;
 extern thread_local bool in_callback;
+extern thread_local int capture_mode;  // of this thread, see cuThreadExchangeStreamCaptureMode
 
 int64_t now_ns();
 void* new_handle();
@@ -194,6 +215,7 @@ enum Need { NOTHING, INIT, CONTEXT };
 CUresult enter(Api& a, Need need);
 bool injected(Api& a, int* code, bool* sticky);
 void hazard(const std::string& text);
+bool take_injected(Api& a, int* code);
 std::shared_ptr<Context> current();
 
 // engines.cpp
@@ -209,6 +231,8 @@ void close_stream(Stream& s);
 // graphs.cpp
 // Refuses calls that are not allowed while a stream is being captured, and invalidates that capture.
 CUresult unsafe_in_capture();
+// Refuses to wait for a context with a stream under capture, and invalidates that capture.
+CUresult capturing_in(const Context& c);
 // Ends the capture of a stream, if there is one.
 void drop_capture(Stream& s);
 // Enqueues the work, or adds it to the graph under capture. `block` waits for it (not while capturing).

@@ -126,8 +126,20 @@ std::shared_ptr<Stream> make_stream(std::shared_ptr<Context> ctx, unsigned flags
 
 CUresult find_stream(CUstream handle, std::shared_ptr<Stream>* out) {
   auto ctx = current();
-  if (reinterpret_cast<uintptr_t>(handle) <= 2) {  // the default stream; the per-thread one is not told apart
+  if (reinterpret_cast<uintptr_t>(handle) <= 1) {
     *out = ctx->legacy;
+    return CUDA_SUCCESS;
+  }
+  if (reinterpret_cast<uintptr_t>(handle) == 2) {  // another stream in each thread
+    static thread_local std::map<Context*, std::weak_ptr<Stream>> own;
+    *out = own[ctx.get()].lock();
+    if (!*out || (*out)->closing) {
+      CUstream made = new_handle();
+      *out = make_stream(ctx, 0, made);
+      (*out)->hidden = true;
+      g().streams[made] = *out;
+      own[ctx.get()] = *out;
+    }
     return CUDA_SUCCESS;
   }
   auto it = g().streams.find(handle);

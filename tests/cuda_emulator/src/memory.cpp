@@ -155,6 +155,7 @@ EMU_API CUresult cuMemAllocHost_v2(void** p, size_t size) { return cuMemHostAllo
 EMU_API CUresult cuMemFreeHost(void* p) {
   EMU_ENTER("cuMemFreeHost", CONTEXT);
   Lock lk(g().mu);
+  if (CUresult r = unsafe_in_capture()) return r;
   auto it = g().pinned.find(reinterpret_cast<uint64_t>(p));
   if (it == g().pinned.end() || it->second.registered) return CUDA_ERROR_INVALID_VALUE;
   free_pinned(it);

@@ -1,4 +1,6 @@
 // Streams, events, host functions.
+#include <algorithm>
+
 #include "emulator.h"
 
 using namespace emu;
@@ -7,7 +9,12 @@ EMU_API CUresult cuStreamCreate(CUstream* out, unsigned flags) {
   EMU_ENTER("cuStreamCreate", CONTEXT);
   if (flags > CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
   Lock lk(g().mu);
-  *out = new_handle();
+  if (g().recycling && !g().spent.empty()) {
+    *out = g().spent.back();
+    g().spent.pop_back();
+  } else {
+    *out = new_handle();
+  }
   g().streams[*out] = make_stream(current(), flags, *out);
   return CUDA_SUCCESS;
 }
@@ -20,6 +27,7 @@ EMU_API CUresult cuStreamDestroy_v2(CUstream handle) {
   auto it = g().streams.find(handle);
   if (it == g().streams.end()) return CUDA_ERROR_INVALID_HANDLE;
   close_stream(*it->second);  // work under way still finishes
+  if (g().recycling) g().spent.push_back(handle);
   g().streams.erase(it);
   return CUDA_SUCCESS;
 }
@@ -62,6 +70,16 @@ EMU_API CUresult cuStreamGetCtx(CUstream handle, CUcontext* ctx) {
   return CUDA_SUCCESS;
 }
 
+// Another one for each stream, also where a handle is used again.
+EMU_API CUresult cuStreamGetId(CUstream handle, unsigned long long* id) {
+  EMU_ENTER("cuStreamGetId", CONTEXT);
+  Lock lk(g().mu);
+  std::shared_ptr<Stream> s;
+  if (CUresult r = find_stream(handle, &s)) return r;
+  *id = s->id + 1ull;
+  return CUDA_SUCCESS;
+}
+
 EMU_API CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
   EMU_ENTER("cuStreamWaitEvent", CONTEXT);
   Lock lk(g().mu);
@@ -70,10 +88,19 @@ EMU_API CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
   auto it = g().events.find(event);
   if (it == g().events.end()) return CUDA_ERROR_INVALID_HANDLE;
   Event& e = *it->second;
+  if (!s->capture && !e.captured && !e.recorded) return CUDA_SUCCESS;
   if (s->capture || e.captured) {
-    // Only captures of a single stream are emulated: no fork and no join.
-    if (s->capture && e.captured == s->capture) return CUDA_SUCCESS;
+    if (e.captured && !s->capture && s != s->ctx->legacy) {  // the stream becomes part of the capture
+      s->capture = e.captured;
+      s->tips.clear();
+      e.captured->joined.push_back(s);
+    }
+    if (s->capture && e.captured == s->capture) {
+      for (auto& [lane, count] : e.tips) s->tips[lane] = std::max(s->tips[lane], count);
+      return CUDA_SUCCESS;
+    }
     if (s->capture) s->capture->invalidated = true;
+    if (e.captured) e.captured->invalidated = true;
     return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
   }
   if (!e.recorded) return CUDA_SUCCESS;  // an event never recorded holds nobody up
@@ -124,6 +151,7 @@ EMU_API CUresult cuEventRecord(CUevent event, CUstream handle) {
   if (it == g().events.end() || it->second->ctx != s->ctx) return CUDA_ERROR_INVALID_HANDLE;
   Event& e = *it->second;
   e.captured = s->capture;
+  e.tips = s->tips;
   if (s->capture) return s->capture->invalidated ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
   e.recorded = enqueue(*s, std::make_shared<Work>());
   return CUDA_SUCCESS;
@@ -134,6 +162,7 @@ EMU_API CUresult cuEventQuery(CUevent event) {
   Lock lk(g().mu);
   auto it = g().events.find(event);
   if (it == g().events.end()) return CUDA_ERROR_INVALID_HANDLE;
+  if (CUresult r = unsafe_in_capture()) return r;
   if (it->second->captured) return CUDA_ERROR_CAPTURED_EVENT;
   return !it->second->recorded || it->second->recorded->done ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }

@@ -222,14 +222,31 @@ def test_streams_run_in_order_and_copies_return_at_once(cuda: Any, emulator: Any
     assert (back == data).all()
 
 
-def test_pageable_copies_wait(cuda: Any, emulator: Any) -> None:
-    stream, memory = cuda.Stream(NON_BLOCKING), cuda.mem_alloc(80)
-    emulator.delay(H2D, 15)
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_pageable_copies_in_return_before_the_device_has_the_bytes(cuda: Any, emulator: Any, synchronous: bool) -> None:
+    """What is in the host's memory by then does not matter: the driver has its own copy."""
+    stream, memory, data = cuda.Stream(NON_BLOCKING), cuda.mem_alloc(80), np.arange(10.0)
+    emulator.delay(H2D, 40)
     with emulator.tracing() as operations:
         start = time.perf_counter()
-        cuda.memcpy_htod_async(memory, np.zeros(10), stream)
-        assert time.perf_counter() - start >= 0.014
-    assert [op.pageable for op in operations] == [True]
+        if synchronous:
+            cuda.memcpy_htod(memory, data)
+        else:
+            cuda.memcpy_htod_async(memory, data, stream)
+        assert time.perf_counter() - start < 0.03
+        data[:] = -1
+        cuda.Context.synchronize()
+        cuda.memcpy_dtoh(data, memory)
+        np.testing.assert_array_equal(data, np.arange(10.0))
+    assert [op.pageable for op in operations] == [True, True]
+
+
+def test_pageable_copies_out_wait(cuda: Any, emulator: Any) -> None:
+    stream, memory = cuda.Stream(NON_BLOCKING), cuda.mem_alloc(80)
+    emulator.delay(D2H, 15)
+    start = time.perf_counter()
+    cuda.memcpy_dtoh_async(np.zeros(10), memory, stream)
+    assert time.perf_counter() - start >= 0.014
 
 
 def test_bytes_move_at_the_end_of_a_copy(cuda: Any, emulator: Any) -> None:

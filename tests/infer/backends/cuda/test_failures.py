@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from cuda_emulator.emulator import ILLEGAL_ADDRESS, LAUNCH_FAILED
+from cuda_emulator.emulator import ILLEGAL_ADDRESS, REFUSED
 from soak import PLAIN, soak
 
 from infer.errors import DeviceError, IResNetError
@@ -18,13 +18,13 @@ from infer.errors import DeviceError, IResNetError
 def test_a_call_that_fails_costs_one_batch(stack: Any, function: str) -> None:
     with stack.open(cuda_graphs=False) as backend:
         for seed in range(4):  # every slot, once more
-            stack.emulator.fail(function, code=LAUNCH_FAILED)
+            stack.emulator.fail(function, code=REFUSED)
             future = backend.submit(stack.images(5, seed))
             with pytest.raises(DeviceError, match="batch of 5 failed") as caught:
                 future.result(10)
             assert not caught.value.sticky
             stack.check(stack.images(8), backend.infer(stack.images(8)))
-            stack.emulator.fail(function, code=LAUNCH_FAILED)
+            stack.emulator.fail(function, code=REFUSED)
             with pytest.raises(DeviceError):
                 backend.infer(stack.images(2, seed))
             stack.check(stack.images(3), backend.infer(stack.images(3)))
@@ -126,11 +126,11 @@ def test_opening_can_fail_anywhere_and_leaves_nothing(stack: Any, function: str)
     calls = stack.emulator.calls(function) - calls
     assert calls > 0
     for skip in range(calls):
-        stack.emulator.fail(function, skip=skip, code=LAUNCH_FAILED)
+        stack.emulator.fail(function, skip=skip, code=REFUSED)
         try:
             backend = stack.open(path)
         except Exception as error:
-            assert "launch failure" in str(error) or "719" in str(error), error
+            assert "OS call failed" in str(error) or "304" in str(error), error
         else:  # only what is not needed, a graph, may fail without an error
             stack.check(stack.images(8), backend.infer(stack.images(8)))
             assert backend.notes
