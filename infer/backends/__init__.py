@@ -69,8 +69,10 @@ def open_backend(
         if missing is None:
             try:
                 return _open(folder, manifest, plan.target, threads, gpu, test)
-            except TargetUnavailableError as error:
+            except TargetUnavailableError as error:  # the library and a GPU are there: this has to be told
                 missing = str(error)
+                test.notes.append(f"{plan.target} is not used: {error}")
+                _LOG.warning("%s is not used: %s", plan.target, error)
             except KnownAnswersError as error:
                 missing, failed = str(error), True
                 test.notes.append(f"{plan.target} is not used: {error}")

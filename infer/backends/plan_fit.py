@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from infer.backends.cuda.gpus import Gpu
 from infer.bundle import Plan
-from infer.errors import BundleError
+from infer.errors import TargetUnavailableError
 
 RTX = "tensorrt_rtx"
 
@@ -25,26 +25,26 @@ def check_plan_fits(plan: Plan, gpu: Gpu, version: str) -> None:
         version: of the installed TensorRT library.
 
     Raises:
-        BundleError: it does not fit; says what was expected, what was found and what to do.
+        TargetUnavailableError: it does not fit; says what was expected, what was found and what to do.
     """
     rebuild = f"Build it again here (TARGET={plan.target})"
     parts = 1 if plan.version_compatible else len(plan.version.split("."))
     if plan.version.split(".")[:parts] != version.split(".")[:parts]:
-        raise BundleError(
+        raise TargetUnavailableError(
             f"the {plan.target} plan was built by version {plan.version}, installed is {version}. "
             f"{rebuild}, or install {plan.target}=={plan.version}"
         )
     capabilities = plan.compute_capabilities or []
     if plan.target == RTX:
         if capabilities and "current" not in capabilities and gpu.compute_capability not in capabilities:
-            raise BundleError(
+            raise TargetUnavailableError(
                 f"the {plan.target} plan runs on compute capability {', '.join(capabilities)}, this GPU ({gpu.name}) "
                 f"has {gpu.compute_capability}. {rebuild} with --compute-capability {gpu.compute_capability}"
             )
     elif plan.hardware_compatible:
         if float(gpu.compute_capability) < 8.0:
-            raise BundleError(
+            raise TargetUnavailableError(
                 f"the plan needs compute capability 8.0 or newer, {gpu.name} has {gpu.compute_capability}"
             )
     elif plan.gpu is not None and plan.gpu != gpu.name:
-        raise BundleError(f"the {plan.target} plan was built for {plan.gpu}, this GPU is {gpu.name}. {rebuild}")
+        raise TargetUnavailableError(f"the {plan.target} plan was built for {plan.gpu}, this GPU is {gpu.name}. {rebuild}")

@@ -45,7 +45,10 @@ class _Severity(enum.IntEnum):
 
 
 class ILogger:
-    """See the real class of this name; subclasses have attributes of their own."""
+    """See the real class of this name; subclasses have attributes of their own.
+
+    The first logger that a module gets is the one it keeps; when that is freed, the next message crashes.
+    """
 
     Severity = _Severity
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = _Severity
@@ -66,7 +69,9 @@ def make_module(key: str, emulator: Emulator) -> types.ModuleType:
         if name in api.names:
             setattr(module, name, enum.Enum(name, api.members(name), module=api.module))
     classes = {cls.__name__: bind(api, cls) for cls in _CLASSES if cls.__name__ in api.names}
+    loggers = runtime.Loggers(emulator)
     for name, cls in classes.items():
         cls._classes, cls._module, cls._emulator = classes, module, emulator
+        cls._loggers = loggers
         setattr(module, name, cls)
     return module

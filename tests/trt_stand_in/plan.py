@@ -28,6 +28,8 @@ class StandInPlan:
         scratch_per_image: more of it for each image.
         capturable: whether the network can be captured in a CUDA graph.
         host_code: whether it holds a runtime of its own, as version-compatible plans do.
+        resizable: whether scratch memory shrinks with the batch: built with RUNTIME_ACTIVATION_RESIZE_10_10.
+        aux_streams: streams of its own that a network also runs on: the second half of the rows.
         tensors: names and types of inputs (first) and outputs.
     """
 
@@ -45,6 +47,8 @@ class StandInPlan:
     scratch_per_image: int = 100
     capturable: bool = True
     host_code: bool = False
+    resizable: bool = True
+    aux_streams: int = 0
     tensors: tuple[tuple[str, str], ...] = (
         ("images", "UINT8"),
         ("logits", "FLOAT"),

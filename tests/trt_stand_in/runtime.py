@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
+import weakref
 from typing import Any
 
 from cuda_emulator.emulator import Emulator
 from trt_stand_in.api import Guarded
-from trt_stand_in.kernels import Launch, launch
+from trt_stand_in.auxiliary import AuxiliaryStreams
+from trt_stand_in.kernels import Launch
 from trt_stand_in.plan import StandInPlan, read_plan
 
 
@@ -18,6 +20,28 @@ class Counters:
 
     compiled = 0  # kernels that TensorRT for RTX compiled
     executions = 0  # execution contexts alive
+
+
+class Loggers:
+    """The first logger of a module, which is used for everything; TensorRT does not keep it alive."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._first: weakref.ref[Any] | None = None
+
+    def register(self, logger: Any) -> None:
+        if self._first is None:
+            self._first = weakref.ref(logger)
+        elif self._first() is not logger:
+            text = "The logger passed into createInferRuntime differs from one already registered"
+            self.log("WARNING", text)
+
+    def log(self, severity: str, message: str) -> None:
+        first = self._first() if self._first is not None else None
+        if first is None:
+            self._emulator.report("a message to a TensorRT logger that was freed")  # really a crash
+            return
+        first.log(getattr(type(first), severity), message)
 
 
 class _Memory:
@@ -37,9 +61,14 @@ class Runtime(Guarded):
     """See the real class of this name."""
 
     _emulator: Emulator
+    _loggers: Loggers
 
     def __init__(self, logger: Any) -> None:
-        self._logger = logger
+        version = ctypes.c_int()
+        self._emulator.lib.cuDriverGetVersion(ctypes.byref(version))
+        if version.value < 12000:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._loggers.register(logger)
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
@@ -62,17 +91,17 @@ class Runtime(Guarded):
             return self._refuse(
                 f"[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime ({memory.status}: out of memory)"
             )
-        return self._classes["ICudaEngine"](self._emulator, self._logger, plan, memory)
+        return self._classes["ICudaEngine"](self._emulator, plan, memory)
 
     def _refuse(self, message: str) -> None:
-        self._logger.log(type(self._logger).ERROR, message)
+        self._loggers.log("ERROR", message)
 
 
 class ICudaEngine(Guarded):
     """See the real class of this name."""
 
-    def __init__(self, emulator: Emulator, logger: Any, plan: StandInPlan, memory: _Memory) -> None:
-        self._emulator, self._logger, self._plan, self._memory = emulator, logger, plan, memory
+    def __init__(self, emulator: Emulator, plan: StandInPlan, memory: _Memory) -> None:
+        self._emulator, self._plan, self._memory = emulator, plan, memory
 
     @property
     def num_io_tensors(self) -> int:
@@ -117,7 +146,7 @@ class ICudaEngine(Guarded):
         assert strategy == strategies.USER_MANAGED, "the stand-in only makes contexts with memory from outside"
         memory = _Memory(self._emulator, self._plan.context_bytes)
         if memory.status:
-            self._logger.log(type(self._logger).ERROR, f"Error Code 1: Cuda Runtime ({memory.status}: out of memory)")
+            self._loggers.log("ERROR", f"Error Code 1: Cuda Runtime ({memory.status}: out of memory)")
             return None
         return self._classes["IExecutionContext"](self, memory, config)
 
@@ -136,6 +165,7 @@ class IExecutionContext(Guarded):
         self._scratch = (0, 0)
         self._seen: set[int] = set()
         self._busy = threading.Lock()
+        self._aux = AuxiliaryStreams(engine._emulator, engine._plan.aux_streams)
         Counters.executions += 1
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -152,8 +182,9 @@ class IExecutionContext(Guarded):
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        self._partition = self._rows
-        return self._engine._scratch(self._rows)
+        if self._engine._plan.resizable:
+            self._partition = self._rows
+        return self._engine._scratch(self._partition)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0
@@ -198,17 +229,17 @@ class IExecutionContext(Guarded):
             scratch=self._scratch[0],
             scratch_bytes=self._engine._scratch(self._rows),
         )
-        if code := launch(call, stream, captured=bool(status.value)):
+        if code := self._aux.launch(call, stream, captured=bool(status.value)):
             return self._fail(f"IExecutionContext::enqueueV3: Error Code 1: Cuda Driver ({code})")
         return True
 
     def _fail(self, message: str) -> bool:
-        logger = self._engine._logger
-        logger.log(type(logger).ERROR, message)
+        self._loggers.log("ERROR", message)
         return False
 
     def __del__(self) -> None:
         Counters.executions -= 1
+        self._aux.close()
         self._memory.free()
 
 

@@ -116,14 +116,26 @@ class ResultPool:
                 del idle[place]
                 memory.forget_readers()
                 return memory
-        try:
-            self._synchronize()
-        except DeviceError as error:
-            if error.status not in _CAPTURING:
-                raise
-            self._blocks += 1  # somebody captures a stream, and nobody may wait for the context
-            return Memory(driver.allocate(size), size)
-        return idle.pop()
+        if not self._captured(idle):
+            try:
+                self._synchronize()
+                return idle.pop()
+            except DeviceError as error:
+                if error.status not in _CAPTURING:
+                    raise
+        # Somebody captures a stream: to wait for the context would fail, and spoil the capture.
+        memory = Memory(driver.allocate(size), size)
+        self._blocks += 1
+        return memory
+
+    @staticmethod
+    def _captured(idle: list[Memory]) -> bool:
+        """Whether a stream that was told of one of these blocks is being captured."""
+        for stream in {stream for memory in idle for stream in memory.streams}:
+            with contextlib.suppress(DeviceError):
+                if driver.is_capturing(stream):
+                    return True
+        return False
 
     def _marks(self, memory: Memory, stream: int, identity: int) -> list[Event] | None:
         """Events behind what other streams hold now that were told of a block; None when one is gone or captured."""

@@ -22,6 +22,7 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 from cuda_emulator.emulator import Emulator, load
+from device_user import Device
 from trt_stand_in.api import VERSIONS
 from trt_stand_in.module import make_module
 from trt_stand_in.plan import StandInPlan, write_plan
@@ -68,6 +69,13 @@ def emulator(driver: Emulator) -> Iterator[Emulator]:
     driver.enable(False)
     assert hazards == []
     assert after == before, "left on the device"
+
+
+@pytest.fixture
+def device(emulator: Any) -> Any:
+    user = Device()
+    yield user
+    user.close()
 
 
 class Stack:
