@@ -47,4 +47,6 @@ def check_plan_fits(plan: Plan, gpu: Gpu, version: str) -> None:
                 f"the plan needs compute capability 8.0 or newer, {gpu.name} has {gpu.compute_capability}"
             )
     elif plan.gpu is not None and plan.gpu != gpu.name:
-        raise TargetUnavailableError(f"the {plan.target} plan was built for {plan.gpu}, this GPU is {gpu.name}. {rebuild}")
+        raise TargetUnavailableError(
+            f"the {plan.target} plan was built for {plan.gpu}, this GPU is {gpu.name}. {rebuild}"
+        )

@@ -154,9 +154,7 @@ class Emulator:
         """Give the handle of a stream that was destroyed to the next one; otherwise no handle comes twice."""
         self.lib.emu_recycle_streams(int(on))
 
-    def fail(
-        self, name: str, *, skip: int = 0, count: int = 1, code: int | None = None, sticky: bool = False
-    ) -> None:
+    def fail(self, name: str, *, skip: int = 0, count: int = 1, code: int | None = None, sticky: bool = False) -> None:
         """Let ``count`` calls of a driver function fail after ``skip`` good ones (-1: all)."""
         if code is None:
             code = LAUNCH_FAILED if sticky or name.startswith("op:") else REFUSED

@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-
 from trt_stand_in.kernels import Launch, launch
 
 

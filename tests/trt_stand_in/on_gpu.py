@@ -64,11 +64,11 @@ def install(key: str, cycles: int = 0) -> RealDevice:
     """Let ``import tensorrt`` (or ``tensorrt_rtx``) give the stand-in of version ``key`` on the real GPU."""
     import sys
 
-    from trt_stand_in import runtime
+    from trt_stand_in import auxiliary
     from trt_stand_in.api import VERSIONS
     from trt_stand_in.module import make_module
 
     device = RealDevice(cycles)
-    runtime.launch = device.launch  # type: ignore[assignment]
+    auxiliary.launch = device.launch  # type: ignore[assignment]
     sys.modules[VERSIONS[key][0]] = make_module(key, device)  # type: ignore[arg-type]
     return device

@@ -129,7 +129,15 @@ class DeviceArray:
     """
 
     def __init__(
-        self, session: Session, block: Block, offset: int, shape: tuple[int, ...], dtype: str, *, stream: int, ready: Event
+        self,
+        session: Session,
+        block: Block,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        stream: int,
+        ready: Event,
     ) -> None:
         self._session, self._block, self._ready, self._stream = session, block, ready, stream
         self._device = session.context.ordinal
@@ -174,7 +182,9 @@ class DeviceArray:
         """
         self._check()
         if dl_device is not None and (int(dl_device[0]), dl_device[1]) != self.__dlpack_device__():
-            raise BufferError(f"expected the device {self.__dlpack_device__()}, found {tuple(dl_device)}; copy it there")
+            raise BufferError(
+                f"expected the device {self.__dlpack_device__()}, found {tuple(dl_device)}; copy it there"
+            )
         stream = stream or LEGACY_STREAM
         pointer, owner = self.pointer, self._block
         with self._session.working("handing out a result"):

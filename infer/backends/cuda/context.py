@@ -19,6 +19,7 @@ from infer.errors import DeviceError, DeviceMemoryError, InputError, TargetUnava
 _LOG = logging.getLogger(__name__)
 _POPS = 3  # how often a pop that fails is tried
 
+
 class PrimaryContext:
     """The retained primary context of one device.
 

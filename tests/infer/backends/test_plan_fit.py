@@ -44,5 +44,7 @@ def test_a_hardware_compatible_plan_fits_newer_gpus():
 def test_rtx_plans_fit_by_compute_capability():
     portable = plan("tensorrt_rtx", compute_capabilities=["8.6", "8.9"])
     check_plan_fits(portable, L4, "10.16.1.11")
-    with pytest.raises(TargetUnavailableError, match=r"8\.6, 8\.9, this GPU \(Tesla T4\) has 7\.5.*--compute-capability 7\.5"):
+    with pytest.raises(
+        TargetUnavailableError, match=r"8\.6, 8\.9, this GPU \(Tesla T4\) has 7\.5.*--compute-capability 7\.5"
+    ):
         check_plan_fits(portable, T4, "10.16.1.11")

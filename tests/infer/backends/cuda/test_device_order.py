@@ -382,7 +382,7 @@ def test_nothing_of_pycuda_s_leaves_the_device_path(stack: Any, device: Device, 
             try:
                 results = backend.infer_device(array, stream=stream.handle)
             except DeviceError as error:
-                assert not error.sticky and "304" in str(error) or "OS call" in str(error)
+                assert (not error.sticky and "304" in str(error)) or "OS call" in str(error)
             else:
                 np.testing.assert_array_equal(results.logits.get(), stack.expected(images)[0])
                 del results
