@@ -122,8 +122,8 @@ class DeviceArray:
 
     Read it through ``torch.from_dlpack(a)`` or ``cupy.from_dlpack(a)``, without a copy. It is written by work on the
     stream it was asked for; DLPack keeps the consumer's stream in order with that, and with what overwrites the memory
-    after the last reference is gone. ``__cuda_array_interface__`` is for those who have nothing else: ``torch.as_tensor``
-    takes no notice of the stream it names, and the runner does not learn the reader's.
+    after the last reference is gone. ``__cuda_array_interface__`` is for those who have nothing else:
+    ``torch.as_tensor`` takes no notice of the stream it names, and the runner does not learn the reader's.
 
     What was made of it stays when the runner is closed; nothing new can be made of it then.
     """

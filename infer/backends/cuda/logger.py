@@ -33,6 +33,9 @@ def process_logger(trt: Any) -> Any:
                 trt.ILogger.__init__(self)
                 _Sorter.__init__(self, (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR))
 
+            def log(self, severity: Any, msg: str) -> None:
+                self.sort(severity, msg)
+
         logger = _LOGGERS[trt.ILogger] = Logger()
         # One more reference that nothing counts down: modules are emptied before TensorRT's libraries are unloaded.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(logger))
@@ -48,7 +51,7 @@ class _Sorter:
         self._listeners: tuple[tuple[int, Listener], ...] = ()
         self._changing = threading.Lock()
 
-    def log(self, severity: Any, msg: str) -> None:
+    def sort(self, severity: Any, msg: str) -> None:
         """Called by TensorRT, on any thread; nothing may be raised into it."""
         try:
             thread = threading.get_ident()

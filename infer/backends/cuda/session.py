@@ -227,7 +227,7 @@ class Session:
         return event
 
     def order(self, first: int, second: int) -> None:
-        """Let what comes into stream ``second`` wait for what is in stream ``first`` now. To be called while working."""
+        """Let what comes into stream ``second`` wait for what is in ``first`` now. To be called while working."""
         event = self._events.take()
         driver.record_event(event.handle, first)
         driver.wait_event(second, event.handle)

@@ -14,7 +14,7 @@ import pytest
 from trt_posing import VERSIONS
 
 PACKAGE = Path(__file__).parents[4] / "engine_build" / "targets" / "tensorrt"
-SOURCES = sorted(PACKAGE.glob("*.py"))
+SOURCES = [*sorted(PACKAGE.glob("*.py")), PACKAGE.parents[2] / "infer" / "backends" / "cuda" / "logger.py"]
 
 # What parameters of these names hold, in this package.
 PARAMETERS = {

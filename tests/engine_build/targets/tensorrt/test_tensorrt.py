@@ -480,14 +480,14 @@ def test_gpus_are_described(monkeypatch):
 
 def test_log_is_sorted(caplog):
     trt = importlib.import_module(RTX)
-    log = trt_logging.make_logger(trt, gpu_less=True)
-    log.log(trt.ILogger.ERROR, "Unable to determine CUDA GPU properties")
-    log.log(trt.ILogger.ERROR, "IBuilder::build: Error Code 4: API Usage Error (x is y. In check at /_src/a/b.cpp:1)")
-    log.log(trt.ILogger.ERROR, "IBuilder::build: Error Code 4: API Usage Error (x is y. In check at /_src/a/b.cpp:1)")
-    log.log(trt.ILogger.WARNING, "slow")
-    log.log(trt.ILogger.WARNING, "The logger passed into createInferBuilder differs from one already registered")
-    log.log(trt.ILogger.INFO, "Total Weights Memory: 26372 bytes")
-    log.log(trt.ILogger.VERBOSE, "Layers:\nName: a")
+    log = trt_logging.BuildLog(trt, gpu_less=True)
+    log(trt.ILogger.ERROR, "Unable to determine CUDA GPU properties")
+    log(trt.ILogger.ERROR, "IBuilder::build: Error Code 4: API Usage Error (x is y. In check at /_src/a/b.cpp:1)")
+    log(trt.ILogger.ERROR, "IBuilder::build: Error Code 4: API Usage Error (x is y. In check at /_src/a/b.cpp:1)")
+    log(trt.ILogger.WARNING, "slow")
+    log(trt.ILogger.WARNING, "The logger passed into createInferBuilder differs from one already registered")
+    log(trt.ILogger.INFO, "Total Weights Memory: 26372 bytes")
+    log(trt.ILogger.VERBOSE, "Layers:\nName: a")
     assert log.errors == ["API Usage Error (x is y.)"]
     assert log.warnings == ["slow"]
     assert log.memory == {"weights": 26372}
@@ -496,6 +496,6 @@ def test_log_is_sorted(caplog):
 
 def test_with_a_gpu_its_errors_count():
     trt = importlib.import_module(RTX)
-    log = trt_logging.make_logger(trt, gpu_less=False)
-    log.log(trt.ILogger.ERROR, "cudaError 35: CUDA driver version is insufficient for CUDA runtime version")
+    log = trt_logging.BuildLog(trt, gpu_less=False)
+    log(trt.ILogger.ERROR, "cudaError 35: CUDA driver version is insufficient for CUDA runtime version")
     assert len(log.errors) == 1

@@ -3,8 +3,8 @@
     python tests/infer/backends/cuda/gpu_streams.py             # a real GPU, real pycuda; torch and CuPy where they are
     python tests/infer/backends/cuda/gpu_streams.py --emulator  # the emulated driver
 
-The stand-in's network runs on the stream that it is given, takes its time, and gives bits that numpy computes too. Prints
-each check that passed, why others could not run, and ends with an error at the first that fails.
+The stand-in's network runs on the stream that it is given, takes its time, and gives bits that numpy computes too.
+Prints each check that passed, why others could not run, and ends with an error at the first that fails.
 """
 
 from __future__ import annotations
@@ -516,9 +516,8 @@ def main() -> None:
     parser.add_argument("--emulator", action="store_true")
     parser.add_argument("words", nargs="*", help="run the checks whose name holds one of them")
     arguments = parser.parse_args()
-    if not arguments.emulator:
-        if (reason := why_no_gpu()) is not None:
-            raise SystemExit(reason)
+    if not arguments.emulator and (reason := why_no_gpu()) is not None:
+        raise SystemExit(reason)
     with opened(arguments.emulator) as world:
         for check in CHECKS:
             if arguments.words and not any(word in check.__name__ for word in arguments.words):

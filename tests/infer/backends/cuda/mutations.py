@@ -20,7 +20,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[4]
 SECONDS = 300
-TESTS = ("tensorrt_backend", "device_memory", "graphs_and_memory", "failures", "availability", "overlap")
+TESTS = (
+    "device_order",
+    "handing_over",
+    "networks_of_all_kinds",
+    "tensorrt_backend",
+    "device_memory",
+    "graphs_and_memory",
+)
+TESTS += ("failures", "availability", "overlap")
 
 
 @dataclass(frozen=True)

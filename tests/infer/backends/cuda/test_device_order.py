@@ -1,4 +1,4 @@
-"""Who waits for whom on device memory: results that are given up, inputs, closing, captures, streams that come and go."""
+"""Who waits for whom on device memory: results that are given up, inputs, closing, captures, short-lived streams."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_many_readers_cost_no_synchronisation_of_the_context(stack_11: Any, devi
         calls = stack_11.emulator.calls("cuCtxSynchronize")
         array = Interface(device.upload(stack_11.images(8)), (8, 8, 8, 3))
         uploads = stack_11.emulator.calls("cuCtxSynchronize") - calls
-        for seed in range(40):
+        for _ in range(40):
             results = backend.infer_device(array, stream=stream.handle)
             hosts += [read_late(device, results.scores, reader) for reader in readers]
             del results
@@ -435,7 +435,7 @@ def test_an_error_that_surfaces_when_the_context_is_left(stack_11: Any, device: 
         backend.close()
         return
     stack_11.emulator.fail_clear()
-    with pytest.raises(DeviceError, match="leaving the CUDA context.*illegal memory access"):
+    with pytest.raises(DeviceError, match=r"leaving the CUDA context.*illegal memory access"):
         backend.infer(stack_11.images(1))
     backend.close()
 

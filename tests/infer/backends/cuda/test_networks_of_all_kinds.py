@@ -1,4 +1,4 @@
-"""Networks on auxiliary streams, several compute engines, layouts in which no two batch sizes agree, several devices."""
+"""Auxiliary streams, several compute engines, layouts in which no two batch sizes agree, several devices."""
 
 from __future__ import annotations
 
