@@ -148,7 +148,8 @@ class Emulator:
 
     def driver_version(self, version: float) -> None:
         """CUDA version of the driver."""
-        self.lib.emu_set_driver_version(round(version * 1000))
+        major, minor = divmod(round(10 * version), 10)
+        self.lib.emu_set_driver_version(1000 * major + 10 * minor)  # as cuDriverGetVersion has it
 
     def recycle_streams(self, on: bool = True) -> None:
         """Give the handle of a stream that was destroyed to the next one; otherwise no handle comes twice."""

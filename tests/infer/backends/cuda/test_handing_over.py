@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator.emulator import COMPUTE, Emulator
-from device_user import Capsules, Device, Interface, fetch, outputs_for
+from device_user import Capsules, Device, Interface
 
 from infer.backends.cuda import dlpack, driver
 from infer.backends.cuda.logger import process_logger
@@ -167,8 +167,8 @@ def test_what_an_exporter_refuses_is_an_error_of_ours(stack_11: Any, device: Dev
         def __dlpack__(self, **_: Any) -> Any:
             raise BufferError("Can't export tensors that require gradient")
 
-    memory = device.upload(stack_11.images(2))
     with stack_11.open() as backend, pytest.raises(InputError, match="require gradient"):
+        memory = device.upload(stack_11.images(2))
         backend.infer_device(Refusing(memory, (2, 8, 8, 3)), stream=device.stream().handle)
 
 
@@ -277,21 +277,6 @@ def test_a_batch_submitted_while_it_closes_is_finished(stack_11: Any, monkeypatc
     stack_11.check(images, found[0].result(10))
     closing.join(10)
     assert not closing.is_alive()
-
-
-def test_an_interrupt_while_a_buffer_is_filled_costs_no_buffer(stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with stack_11.open(slots=1) as backend:
-
-        def interrupted(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        for _ in range(3):
-            with monkeypatch.context() as patch:
-                patch.setattr("infer.backends.tensorrt.np.copyto", interrupted)
-                with pytest.raises(KeyboardInterrupt):
-                    backend.infer(stack_11.images(1))
-        with backend.acquire(1, timeout=5), backend.acquire(1, timeout=5):
-            pass
 
 
 # --- who is inside ---------------------------------------------------------------------------------------------------
@@ -405,14 +390,3 @@ def test_the_automatic_choice_goes_on(bundle: Path, emulator: Emulator, why: str
         assert ("built for NVIDIA L4" if why == "another GPU" else "NVIDIA driver") in note
     with pytest.raises(TargetUnavailableError):
         open_bundle(bundle, target="tensorrt")
-
-
-def test_raw_pointers_of_the_caller_take_no_graph(stack_11: Any, device: Device) -> None:
-    """``enqueue`` promises that nothing is copied."""
-    with stack_11.open() as backend:
-        images = stack_11.images(8)
-        pointer, outputs = int(device.upload(images)), outputs_for(device, 8)
-        with stack_11.emulator.tracing() as operations:
-            backend.enqueue(pointer, 8, [int(one) for one in outputs], device.stream().handle).synchronize()
-        assert [op.kind for op in operations] == [COMPUTE]
-        np.testing.assert_array_equal(fetch(device, outputs, 8)[0], stack_11.expected(images)[0])
