@@ -11,7 +11,11 @@ The build asks it of its checks, and whoever measures a finished bundle may ask 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from infer.checks.sqnr import agreement, centred_sqnr
 
 #: A calibration whose scales cost so many dB more than the best for the images at hand is what lost the accuracy.
 #: Right ones cost 0 to 9, wrong ones 11 to 35 (docs/gates.md).
@@ -44,6 +48,11 @@ class Comparison:
     def __str__(self) -> str:
         left = "equal" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB, at least {self.floor_db:.1f} dB are needed"
         return f"{left} (agreement {self.agreement:.1f} % of {self.images} images)"
+
+
+def compare(found: NDArray[Any], expected: NDArray[Any], floor_db: float) -> Comparison:
+    """Two arrays of logits ``[N, C]``, N at least 2, compared."""
+    return Comparison(centred_sqnr(found, expected), floor_db, agreement(found, expected), len(expected))
 
 
 @dataclass(frozen=True)

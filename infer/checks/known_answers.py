@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
 from infer.bundle import Manifest, check_files
-from infer.checks.blame import Comparison
-from infer.checks.sqnr import agreement, centred_sqnr
+from infer.checks.blame import Comparison, compare
 from infer.errors import BundleError
 from infer.files import replacing
 
@@ -101,6 +100,5 @@ def measure(infer: Callable[[NDArray[np.uint8]], Outputs], answers: Answers, bat
     starts = [*range(0, rows - count + 1, count), rows - count]
     found = []
     for at in starts:
-        pair = logits[at : at + count], answers.logits[order[at : at + count]]
-        found.append(Comparison(centred_sqnr(*pair), floor_db, agreement(*pair), count))
+        found.append(compare(logits[at : at + count], answers.logits[order[at : at + count]], floor_db))
     return min(found, key=lambda one: math.inf if one.sqnr_db is None else one.sqnr_db)

@@ -87,6 +87,7 @@ def classify(
     from infer.classify.job import JobCounts, Shard, begin, identity, run_job
     from infer.classify.meter import Meter, shown
     from infer.classify.sinks import StreamSink, open_sink, partial_output
+    from infer.classify.sinks.rows import json_row
     from infer.pipeline.device import require_device
     from infer.runner import open_bundle
     from infer.sources import Skipped, iter_records, read_list
@@ -131,7 +132,7 @@ def classify(
                 )
 
         if partial is None:
-            run(StreamSink(_json if as_json else _text))
+            run(StreamSink(json_row if as_json else _text))
         else:
             sink = open_sink(partial, top)
             with _finished_or_kept(sink, partial, meter):
@@ -225,12 +226,6 @@ def _summary(bundle: Path, target: str, meter: Meter, tally: JobCounts) -> str:
     there = f" ({meter.done - meter.fresh} rows were there)" if meter.done > meter.fresh else ""
     speed = f"{meter.fresh} in {meter.seconds:.1f} s, {meter.rate:.1f}/s"
     return f"{tally.good} images classified by {bundle} on {target}{failed}{there}; {speed}; {meter.shares()}"
-
-
-def _json(prediction: Prediction) -> str:
-    from infer.classify.sinks.rows import json_row
-
-    return json_row(prediction)
 
 
 def _text(prediction: Prediction) -> str | None:

@@ -9,6 +9,7 @@ from infer.images.foreign import BY_EXTENSION
 from infer.sources.kinds import PARQUET_SUFFIXES, TAR_SUFFIXES
 
 _SHOWN = 8
+_DOUBLE = (*TAR_SUFFIXES, *(ending for ending in BY_EXTENSION if ending.count(".") > 1))
 
 
 class Skipped:
@@ -20,10 +21,7 @@ class Skipped:
     def add(self, name: str, *, inside: str = "folder") -> None:
         """Count a file; ``inside`` a folder or a tar file."""
         lower = PurePosixPath(name).name.lower()
-        suffix = next(
-            (kind for kind in (*TAR_SUFFIXES, ".tar.zst", ".tar.lz4", ".tar.lzma") if lower.endswith(kind)), ""
-        )
-        suffix = suffix or PurePosixPath(lower).suffix
+        suffix = next((ending for ending in _DOUBLE if lower.endswith(ending)), "") or PurePosixPath(lower).suffix
         if suffix in TAR_SUFFIXES or suffix in PARQUET_SUFFIXES:
             self._counts["archive in a folder" if inside == "folder" else "archive in a tar file"] += 1
         else:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from infer.backends.onnxruntime import OnnxRuntimeBackend
 from infer.bundle import GRAPH, Manifest, check_files
-from infer.checks.blame import Blame, Comparison, blame
-from infer.checks.sqnr import agreement, centred_sqnr
+from infer.checks.blame import Blame, Comparison, blame, compare
 from infer.runner import Runner
 
 IMAGES = 64
@@ -44,8 +43,8 @@ def find_cause(runner: Runner, fp32: Runner, images: NDArray[np.uint8]) -> Blame
         )
     finally:
         engine.close()
-    graph = _compare(written, fp32.infer(images).logits, _floor(manifest, "graph"))
-    plan = _compare(runner.infer(images).logits, written, _floor(manifest, runner.target))
+    graph = compare(written, fp32.infer(images).logits, _floor(manifest, "graph"))
+    plan = compare(runner.infer(images).logits, written, _floor(manifest, runner.target))
     kernels = runner.backend.instruction_set or runner.backend.device
     at_build = next((check.sqnr_db for check in manifest.checks if check.target == "graph"), None)
     found = blame(manifest.precision, graph, plan, at_build=at_build, target=runner.target, kernels=kernels)
@@ -66,10 +65,6 @@ def _larger(precision: str, graph: Comparison, plan: Comparison, target: str) ->
         else "Build a higher precision"
     )
     return Blame("graph", f"graph: {found}. {advice}")
-
-
-def _compare(found: NDArray[np.float32], expected: NDArray[np.float32], floor: float) -> Comparison:
-    return Comparison(centred_sqnr(found, expected), floor, agreement(found, expected), len(expected))
 
 
 def _floor(manifest: Manifest, target: str) -> float:

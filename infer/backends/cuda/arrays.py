@@ -46,11 +46,10 @@ def import_images(images: Any, layout: Layout, device: int, stream: int) -> Devi
     Raises:
         InputError: something else, or not on this device.
     """
-    interface = getattr(images, "__cuda_array_interface__", None)
     producer = None
-    if _exports_device_memory(images, interface is not None):
+    if (refusal := _why_no_dlpack(images)) is None:
         found = _from_dlpack(images, stream)
-    elif interface is not None:
+    elif (interface := getattr(images, "__cuda_array_interface__", None)) is not None:
         strides = interface.get("strides")
         found = dlpack.Foreign(
             interface["data"][0] or 0,
@@ -63,9 +62,7 @@ def import_images(images: Any, layout: Layout, device: int, stream: int) -> Devi
         )
         producer = interface.get("stream")
     else:
-        raise InputError(
-            f"expected an object with __dlpack__ or __cuda_array_interface__, found {type(images).__name__}"
-        )
+        raise refusal
     shape = found.shape
     if found.dtype != "u1" or len(shape) != 4 or shape[1:] != layout.image:
         height, width, channels = layout.image
@@ -80,21 +77,19 @@ def import_images(images: Any, layout: Layout, device: int, stream: int) -> Devi
     return DeviceImages(found.pointer, shape[0], producer, found.owner)
 
 
-def _exports_device_memory(images: Any, otherwise: bool) -> bool:
-    """Whether DLPack is the way; raises InputError for host memory that has no other."""
+def _why_no_dlpack(images: Any) -> InputError | None:
+    """Why DLPack is not the way to ``images``; None where it is."""
     if not (hasattr(images, "__dlpack__") and hasattr(images, "__dlpack_device__")):
-        return False
+        return InputError(
+            f"expected an object with __dlpack__ or __cuda_array_interface__, found {type(images).__name__}"
+        )
     try:
         kind = int(images.__dlpack_device__()[0])
     except _REFUSALS as error:
-        if otherwise:
-            return False
-        raise InputError(f"the images say nothing of their device: {error}") from error
+        return InputError(f"the images say nothing of their device: {error}")
     if kind in _ON_DEVICE:
-        return True
-    if otherwise:
-        return False
-    raise InputError("expected images in the memory of an NVIDIA GPU; host memory goes to infer() or submit()")
+        return None
+    return InputError("expected images in the memory of an NVIDIA GPU; host memory goes to infer() or submit()")
 
 
 def _from_dlpack(images: Any, stream: int) -> dlpack.Foreign:

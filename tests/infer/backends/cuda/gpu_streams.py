@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import gc
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -210,37 +211,74 @@ def graphs_give_the_same(world: World) -> None:
             np.testing.assert_array_equal(future.result().logits, world.expected(images)[0])
 
 
+def together(work: Callable[[int], None], count: int) -> None:
+    """Run ``work`` on threads, numbered; the first error of any, or a thread that hangs, is raised here."""
+    failures: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    if failures:
+        raise failures[0]
+
+
 def threads_share_the_slots(world: World) -> None:
     """Host batches, raw pointers and arrays from 6 threads on streams of their own."""
-    failures: list[BaseException] = []
     with world.open(slots=3) as backend:
 
         def work(number: int) -> None:
-            try:
-                with world.context:
-                    stream = world.cuda.Stream(1)
-                    for turn in range(25):
-                        images = world.images(100 * number + turn, 1 + turn % ROWS)
-                        want = world.expected(images)
-                        np.testing.assert_array_equal(backend.infer(images).scores, want[1])
-                        memory = world.upload(images)
-                        out = backend.infer_device(Array(int(memory), images.shape), stream=stream.handle)
-                        np.testing.assert_array_equal(out.classes.get(), want[2])
-                        np.testing.assert_array_equal(out.logits.get(), want[0])
-                        memory.free()
-                    stream.synchronize()
-                    del stream, out
-            except BaseException as error:
-                failures.append(error)
+            with world.context:
+                stream = world.cuda.Stream(1)
+                for turn in range(25):
+                    images = world.images(100 * number + turn, 1 + turn % ROWS)
+                    want = world.expected(images)
+                    np.testing.assert_array_equal(backend.infer(images).scores, want[1])
+                    memory = world.upload(images)
+                    out = backend.infer_device(Array(int(memory), images.shape), stream=stream.handle)
+                    np.testing.assert_array_equal(out.classes.get(), want[2])
+                    np.testing.assert_array_equal(out.logits.get(), want[0])
+                    raw = [world.cuda.mem_alloc(array.nbytes) for array in want]
+                    backend.enqueue(int(memory), len(images), [int(one) for one in raw], stream.handle).synchronize()
+                    for one, array in zip(raw, want, strict=True):
+                        host = np.empty_like(array)
+                        world.cuda.memcpy_dtoh(host, one)
+                        np.testing.assert_array_equal(host, array)
+                        one.free()
+                    memory.free()
+                stream.synchronize()
+                del stream, out
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-            assert not thread.is_alive(), "a thread hangs"
-    if failures:
-        raise failures[0]
+        together(work, 6)
+
+
+def a_fork_touches_nothing(world: World) -> None:
+    """A child of ``fork`` drops the inherited engine and ends; the parent goes on."""
+    from infer.forks import Owner
+
+    images = world.images(4)
+    with world.open() as backend:
+        owner = Owner(backend)
+        backend.infer(images)
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                code = 2 if owner.is_here else 0
+                del backend
+                gc.collect()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, status
+        np.testing.assert_array_equal(backend.infer(images).logits, world.expected(images)[0])
 
 
 def closing_waits_for_calls(world: World) -> None:
@@ -362,6 +400,29 @@ def torch_on_side_streams(world: World) -> None:
             np.testing.assert_array_equal(classes.cpu().numpy(), want[2])
 
 
+def torch_threads_on_their_own_streams(world: World) -> None:
+    """The inputs of four threads are dropped at once, and torch gives their memory to others."""
+    torch = need("torch", world)
+    with world.open() as backend:
+
+        def work(number: int) -> None:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for turn in range(100):
+                    batch = world.images(100 * number + turn, 1 + turn % ROWS)
+                    images = torch.from_numpy(batch).to("cuda", non_blocking=True)
+                    results = backend.infer_device(images, stream=stream.cuda_stream)
+                    del images
+                    spoiled = torch.full(batch.shape, 255, dtype=torch.uint8, device="cuda")
+                    found = [torch.from_dlpack(array) for array in results[:3]]
+                    del results
+                    for tensor, want in zip(found, world.expected(batch), strict=True):
+                        np.testing.assert_array_equal(tensor.cpu().numpy(), want)
+                    del spoiled
+
+        together(work, 4)
+
+
 def torch_graphs_beside_the_runner(world: World) -> None:
     """torch captures in its global mode while other threads use the runner; results stay right on both sides."""
     torch = need("torch", world)
@@ -481,9 +542,10 @@ def need(module: str, world: World) -> Any:
 
 CHECKS: tuple[Callable[[World], None], ...] = (
     *(results_are_not_overwritten, nor_without_a_named_stream, nor_by_writers_on_many_streams, inputs_are_kept),
-    *(graphs_give_the_same, threads_share_the_slots, closing_waits_for_calls),
+    *(graphs_give_the_same, threads_share_the_slots, a_fork_touches_nothing, closing_waits_for_calls),
     *(a_capture_of_the_caller_is_refused_and_left_whole, the_per_thread_stream_is_refused),
-    *(the_default_stream_keeps_its_order, torch_on_side_streams, torch_graphs_beside_the_runner, cupy_takes_results),
+    *(the_default_stream_keeps_its_order, torch_on_side_streams, torch_threads_on_their_own_streams),
+    *(torch_graphs_beside_the_runner, cupy_takes_results),
     *(time_of_a_batch_of_one, streams_that_are_gone),
 )
 

@@ -22,6 +22,12 @@ def run(backend: Any, device: Device, stack: Any, seed: int, stream: int, rows: 
     return backend.infer_device(Interface(device.upload(images), images.shape), stream=stream)
 
 
+def uploaded(device: Device, stack: Any, count: int) -> list[Interface]:
+    """Random images of ``count`` seeds on the device. Before a race: an upload waits for everything there."""
+    batches = [stack.images(8, seed) for seed in range(count)]
+    return [Interface(device.upload(images), images.shape) for images in batches]
+
+
 def read_late(device: Device, array: Any, reader: Any, told: int | None = None) -> Any:
     """A consumer that enqueues its read after the hand-over, then gives the array up; the target."""
     foreign = dlpack.read_capsule(array.__dlpack__(stream=reader.handle if told is None else told))
@@ -35,9 +41,10 @@ def test_results_are_not_overwritten_while_others_read(stack_11: Any, device: De
     with stack_11.open(cuda_graphs=False) as backend:
         stream, hosts = device.stream(), []
         reader = None if way == "default" else device.stream()
+        arrays = uploaded(device, stack_11, 12)
         stack_11.emulator.delay(D2H, 6)
-        for seed in range(12):
-            results = run(backend, device, stack_11, seed, stream.handle)
+        for array in arrays:
+            results = backend.infer_device(array, stream=stream.handle)
             if way == "named":
                 hosts.append(read_late(device, results.logits, reader))
             elif way == "default":
@@ -100,10 +107,11 @@ def test_a_stream_that_is_gone_costs_a_synchronisation(stack_11: Any, device: De
     stack_11.emulator.recycle_streams(recycled)
     with stack_11.open(cuda_graphs=False) as backend:
         stream, hosts = device.stream(), []
+        arrays = uploaded(device, stack_11, 12)
         stack_11.emulator.delay(D2H, 10)
-        for seed in range(12):
+        for array in arrays:
             reader = device.cuda.Stream(1)
-            hosts.append(read_late(device, run(backend, device, stack_11, seed, stream.handle).logits, reader))
+            hosts.append(read_late(device, backend.infer_device(array, stream=stream.handle).logits, reader))
             del reader
         device.cuda.Context.synchronize()
         for seed, host in enumerate(hosts):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("gpu_streams.py")
-CHECKS, WITH_A_GPU_ONLY = 15, 3
+CHECKS, WITH_A_GPU_ONLY = 17, 4
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,12 +6,11 @@ import ctypes
 import gc
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator.emulator import COMPUTE, Emulator
+from cuda_emulator.emulator import COMPUTE
 from device_user import Capsules, Device, Interface
 
 from infer.backends.cuda import dlpack, driver
@@ -370,23 +369,3 @@ def test_a_driver_that_is_too_old(stack: Any) -> None:
     stack.emulator.driver_version(11.4)
     with pytest.raises(TargetUnavailableError, match=r"cannot use the installed NVIDIA driver \(CUDA 11\.4\): update"):
         stack.open()
-
-
-@pytest.mark.parametrize("why", ["another GPU", "driver too old"])
-def test_the_automatic_choice_goes_on(bundle: Path, emulator: Emulator, why: str) -> None:
-    from infer.bundle import read_manifest, write_manifest
-    from infer.runner import open_bundle
-
-    if why == "another GPU":
-        manifest = read_manifest(bundle)
-        manifest.plans[-1].gpu = "NVIDIA L4"
-        write_manifest(bundle, manifest)
-    else:
-        emulator.driver_version(11.4)
-    with open_bundle(bundle, allow_untrained=True) as runner:
-        assert runner.target == "openvino"
-        assert runner.self_test is not None
-        (note,) = [note for note in runner.self_test.notes if "tensorrt is not used" in note]
-        assert ("built for NVIDIA L4" if why == "another GPU" else "NVIDIA driver") in note
-    with pytest.raises(TargetUnavailableError):
-        open_bundle(bundle, target="tensorrt")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from cuda_emulator.emulator import Emulator
 from typer.testing import CliRunner
 
 from infer.backends.base import GpuOptions
@@ -136,3 +137,20 @@ def test_code_inside_a_plan_is_not_run_unasked(bundle: Path, stack_11: Any, monk
     open_bundle(bundle).close()
     with pytest.raises(BundleError):
         open_bundle(bundle, gpu=GpuOptions(host_code=False))
+
+
+@pytest.mark.parametrize("why", ["another GPU", "driver too old"])
+def test_the_automatic_choice_goes_on(bundle: Path, emulator: Emulator, why: str) -> None:
+    if why == "another GPU":
+        manifest = read_manifest(bundle)
+        manifest.plans[-1].gpu = "NVIDIA L4"
+        write_manifest(bundle, manifest)
+    else:
+        emulator.driver_version(11.4)
+    with open_bundle(bundle, allow_untrained=True) as runner:
+        assert runner.target == "openvino"
+        assert runner.self_test is not None
+        (note,) = [note for note in runner.self_test.notes if "tensorrt is not used" in note]
+        assert ("built for NVIDIA L4" if why == "another GPU" else "NVIDIA driver") in note
+    with pytest.raises(TargetUnavailableError):
+        open_bundle(bundle, target="tensorrt")
