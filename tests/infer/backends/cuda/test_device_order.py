@@ -88,17 +88,22 @@ def test_only_the_readers_are_waited_for(stack_11: Any, device: Device) -> None:
 
 
 def test_many_readers_cost_no_synchronisation_of_the_context(stack_11: Any, device: Device) -> None:
+    """And all of them are waited for: the last one reads latest, since the device copies for one at a time."""
     with stack_11.open(cuda_graphs=False) as backend:
         stream, readers, hosts = device.stream(), [device.stream() for _ in range(3)], []
         calls = stack_11.emulator.calls("cuCtxSynchronize")
-        array = Interface(device.upload(stack_11.images(8)), (8, 8, 8, 3))
+        arrays = uploaded(device, stack_11, 40)
         uploads = stack_11.emulator.calls("cuCtxSynchronize") - calls
-        for _ in range(40):
+        stack_11.emulator.delay(D2H, 2)
+        for array in arrays:
             results = backend.infer_device(array, stream=stream.handle)
-            hosts += [read_late(device, results.scores, reader) for reader in readers]
+            hosts.append([read_late(device, results.scores, reader) for reader in readers])
             del results
         device.cuda.Context.synchronize()
         assert stack_11.emulator.calls("cuCtxSynchronize") == calls + uploads + 1
+        for seed, copies in enumerate(hosts):
+            for host in copies:
+                np.testing.assert_array_equal(host, stack_11.expected(stack_11.images(8, seed))[1])
 
 
 @pytest.mark.parametrize("recycled", [False, True])
