@@ -123,6 +123,28 @@ def test_a_stream_that_is_gone_costs_a_synchronisation(stack_11: Any, device: De
             np.testing.assert_array_equal(host, stack_11.expected(stack_11.images(8, seed))[0])
 
 
+def test_readers_of_one_result_by_two_streams_of_the_same_handle(stack_11: Any, device: Device) -> None:
+    """The second stream has the handle of the first, which is gone, and still reads."""
+    stack_11.emulator.recycle_streams()
+    with stack_11.open(cuda_graphs=False) as backend:
+        stream, hosts = device.stream(), []
+        arrays = uploaded(device, stack_11, 12)
+        stack_11.emulator.delay(D2H, 10)
+        reader = device.cuda.Stream(1)
+        for array in arrays:
+            results = backend.infer_device(array, stream=stream.handle)
+            hosts.append(read_late(device, results.logits, reader))
+            handle = reader.handle
+            del reader
+            reader = device.cuda.Stream(1)
+            assert reader.handle == handle
+            dlpack.read_capsule(results.logits.__dlpack__(stream=reader.handle))
+            del results
+        device.cuda.Context.synchronize()
+        for seed, host in enumerate(hosts):
+            np.testing.assert_array_equal(host, stack_11.expected(stack_11.images(8, seed))[0])
+
+
 @pytest.mark.parametrize("recycled", [False, True])
 def test_short_lived_streams_do_not_make_the_pool_grow(stack_11: Any, device: Device, recycled: bool) -> None:
     stack_11.emulator.recycle_streams(recycled)

@@ -8,9 +8,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from cuda_emulator.emulator import ILLEGAL_ADDRESS, REFUSED
+from cuda_emulator.emulator import COMPUTE, ILLEGAL_ADDRESS, REFUSED
 from soak import PLAIN, soak
 
+from infer.backends.cuda.staging import Staging
 from infer.errors import DeviceError, IResNetError
 
 
@@ -137,6 +138,35 @@ def test_opening_can_fail_anywhere_and_leaves_nothing(stack: Any, function: str)
             backend.close()
         stack.emulator.fail_clear()
         assert stack.emulator.live()["contexts"] == 0
+
+
+def test_opening_interrupted_while_a_batch_runs(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is freed behind it: the fixture sees memory that is freed in use."""
+
+    def interrupted(self: Staging) -> None:
+        raise KeyboardInterrupt
+
+    stack.emulator.delay(COMPUTE, 50)
+    monkeypatch.setattr(Staging, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stack.open()
+    assert stack.emulator.live()["contexts"] == 0
+
+
+def test_an_interrupted_launch_costs_no_buffer(stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Staging, rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with stack_11.open() as backend:
+        with monkeypatch.context() as patch:
+            patch.setattr(Staging, "launch", interrupted)
+            for call in (backend.submit, backend.infer):
+                with pytest.raises(KeyboardInterrupt):
+                    call(stack_11.images(4))
+        held = [backend.acquire(1, timeout=2) for _ in range(backend.in_flight)]
+        for batch in held:
+            batch.release()
+        stack_11.check(stack_11.images(4), backend.infer(stack_11.images(4)))
 
 
 def test_a_context_reset_by_somebody_else(stack_11: Any) -> None:

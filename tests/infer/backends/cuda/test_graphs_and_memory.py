@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from typing import Any
 
 import pytest
 from cuda_emulator.emulator import COMPUTE, NOT_SUPPORTED, OUT_OF_MEMORY
 from trt_stand_in.runtime import Counters
 
+from infer.backends.cuda import driver
 from infer.backends.cuda.session import _ladder
 from infer.errors import DeviceError, DeviceMemoryError, InputError
 
@@ -53,6 +55,30 @@ def test_batches_run_without_a_graph_that_cannot_be_made(stack_11: Any, function
         stack_11.emulator.fail_clear()
         assert len(backend.notes) == 2 and "no CUDA graph for batches of 1" in backend.notes[0]
         assert networks(stack_11, backend, (1, 8, 3)) == [False, False, False]
+
+
+def test_other_threads_use_the_device_while_a_graph_is_captured(stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's allocator in another thread must neither fail nor spoil the capture."""
+    end, refused = driver.end_capture, []
+
+    def allocate(context: int) -> None:
+        try:
+            assert driver.push_context(context) == 0
+            driver.free(driver.allocate(64))
+            driver.pop_context()
+        except DeviceError as error:
+            refused.append(error)
+
+    def end_later(stream: int) -> int:
+        other = threading.Thread(target=allocate, args=(driver.current_context(),))
+        other.start()
+        other.join()
+        return end(stream)
+
+    monkeypatch.setattr(driver, "end_capture", end_later)
+    with stack_11.open() as backend:
+        assert (refused, backend.notes) == ([], [])
+        assert networks(stack_11, backend, (1, 8)) == [True, True]
 
 
 def test_a_network_that_cannot_be_captured(stack: Any) -> None:

@@ -8,17 +8,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_emulator.emulator import COMPUTE
 from PIL import Image
 from specs import sized
 from trt_stand_in.graph import write_graph
 from trt_stand_in.kernels import run_graph
 
 from infer.backends.cuda.pinned import PinnedBatch
+from infer.backends.cuda.staging import Staging
 from infer.errors import BundleError, InputError, TargetUnavailableError
 from infer.runner import Runner
 from infer.sources import Record
@@ -133,6 +136,26 @@ def test_unused_pinned_batches_come_back(stack_11: Any) -> None:
         backend.acquire(1, timeout=1.0).release()
         del held[1:]
         stack_11.check(stack_11.images(8), backend.infer(stack_11.images(8)))
+
+
+def test_a_callback_of_a_result_finds_its_buffer_free(stack_11: Any) -> None:
+    """Else a callback that sends the next batch would wait for itself."""
+    with stack_11.open(slots=1) as backend:
+        stack_11.emulator.delay(COMPUTE, 30)
+        held, batch, answers = backend.acquire(1), backend.acquire(8), SimpleQueue()
+        assert backend.in_flight == 2
+
+        def send_again(_: Any) -> None:
+            with backend.acquire(8, timeout=2) as again:
+                again.images[:] = stack_11.images(8, 1)
+                answers.put(again.submit())
+
+        batch.images[:] = stack_11.images(8)
+        future = batch.submit()
+        future.add_done_callback(send_again)
+        stack_11.check(stack_11.images(8), future.result(10))
+        stack_11.check(stack_11.images(8, 1), answers.get(timeout=10).result(10))
+        held.release()
 
 
 def test_half_of_the_buffers_are_given_without_waiting(stack_11: Any) -> None:
@@ -324,6 +347,24 @@ def test_close_waits_for_threads_that_run_a_batch(stack: Any) -> None:
         backend.close()
         for batch, future in zip(images, futures, strict=True):
             stack.check(batch, future.result())
+
+
+def test_close_between_the_launch_of_a_batch_and_its_hand_over(stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that finishes batches ends; the caller finishes this one."""
+    backend = stack_11.open()
+    closing, launch = threading.Thread(target=backend.close, daemon=True), Staging.launch
+
+    def launch_and_close(self: Staging, rows: int) -> None:
+        launch(self, rows)
+        closing.start()
+        with pytest.raises(InputError, match="closed"):
+            while True:
+                backend.acquire(1).release()
+
+    monkeypatch.setattr(Staging, "launch", launch_and_close)
+    stack_11.check(stack_11.images(4), backend.submit(stack_11.images(4)).result(10))
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_close_from_many_threads_and_from_a_callback(stack_11: Any) -> None:
