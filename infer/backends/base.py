@@ -43,9 +43,11 @@ class GpuOptions:
         max_batch: largest batch; None for the plan's own. A smaller one needs less memory.
         cuda_graphs: launch batches as CUDA graphs where possible, plain where not. TensorRT for RTX captures its own.
         graph_batches: batch sizes to capture, a graph and an execution context each; None for 1 and the largest.
-        specialization: TensorRT for RTX: kernels for each batch size are compiled in the background while general ones
-            run (``lazy``), before the first batch of that size runs (``eager``), or not at all (``none``). While lazy
-            ones arrive, the last bits of results may change, and known answers (docs/known-answers.md) do not see them.
+        specialization: TensorRT for RTX: kernels for each batch size are compiled before the first batch of that size
+            runs (``eager``), or not at all, and general ones run (``none``). Its third way, compiling in the
+            background, is not offered: answers would change while it works, those kernels would never be checked
+            (docs/known-answers.md), and its threads log, for which they need the interpreter's lock, while TensorRT's
+            destructors hold that lock.
         spin: let threads that wait for the GPU spin: some 10 us faster, and a core busy.
         host_code: load version-compatible plans of full TensorRT, which hold a runtime that is executed on the host:
             only for plans that you trust. None asks the environment, ``IRESNET_ALLOW_HOST_CODE=1``.
@@ -56,7 +58,7 @@ class GpuOptions:
     max_batch: int | None = None
     cuda_graphs: bool = True
     graph_batches: tuple[int, ...] | None = None
-    specialization: str = "lazy"
+    specialization: str = "eager"
     spin: bool = False
     host_code: bool | None = None
 

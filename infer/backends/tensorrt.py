@@ -42,7 +42,7 @@ from infer.bundle.tensors import INPUT, OUTPUTS
 from infer.errors import BundleError, InputError, TargetUnavailableError
 
 _INSTALL = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx-cu13"}
-_SPECIALIZATIONS = ("lazy", "eager", "none")
+_SPECIALIZATIONS = ("eager", "none")
 
 
 def why_unavailable(target: str, device: int = 0) -> str | None:

@@ -19,6 +19,7 @@ class Counters:
     """What tests ask of the stand-in and the API does not tell."""
 
     compiled = 0  # kernels that TensorRT for RTX compiled
+    in_background = 0  # of those, by a thread of its own: LAZY, which is what the real one does unless told otherwise
     executions = 0  # execution contexts alive
 
 
@@ -273,6 +274,7 @@ class IRuntimeConfig(Guarded):
         if strategy != self._module.DynamicShapesKernelSpecializationStrategy.NONE and rows not in kernels:
             kernels.add(rows)
             Counters.compiled += 1
+            Counters.in_background += strategy == self._module.DynamicShapesKernelSpecializationStrategy.LAZY
 
 
 class IRuntimeCache(Guarded):

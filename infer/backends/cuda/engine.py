@@ -31,7 +31,7 @@ class Engine:
         target: ``tensorrt`` or ``tensorrt_rtx``, also the name of the module.
         cuda_graphs: TensorRT for RTX only: let it capture graphs by itself.
         runtime_cache: TensorRT for RTX only: file for the kernels it compiles on this GPU, read if it is there.
-        specialization: TensorRT for RTX only: when it compiles for a batch size, ``lazy``, ``eager`` or ``none``.
+        specialization: TensorRT for RTX only: when it compiles for a batch size, ``eager`` or ``none``.
         host_code: see :class:`~infer.backends.base.GpuOptions`.
 
     Raises:
@@ -53,7 +53,7 @@ class Engine:
         *,
         cuda_graphs: bool,
         runtime_cache: Path | None,
-        specialization: str = "lazy",
+        specialization: str = "eager",
         host_code: bool = False,
     ) -> None:
         self._trt: Any = importlib.import_module(target)
