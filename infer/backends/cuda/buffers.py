@@ -7,6 +7,8 @@ rows. So one copy brings back all outputs of the valid rows and nothing else.
 from __future__ import annotations
 
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +75,7 @@ class PinnedBuffer:
     """Page-locked host memory as a uint8 array; only from such memory are copies truly asynchronous.
 
     Made with ``pagelocked_empty``: registering existing memory crashes in pycuda. Needs a current context to be made
-    and to be freed.
+    and to be freed. Its array may be given to callers, who may keep it.
     """
 
     def __init__(self, size: int) -> None:
@@ -82,11 +84,18 @@ class PinnedBuffer:
         self.array: NDArray[np.uint8] = cuda.pagelocked_empty(size, np.uint8)
         self._allocation: Any = self.array.base
 
-    def free(self) -> bool:
-        """Free the memory, unless an array of the caller still shows it: then it stays, and False is returned."""
+    @property
+    def shown(self) -> bool:
+        """Whether an array of somebody else still shows it."""
+        # Every view keeps the array alive, so: our reference and the argument.
+        return sys.getrefcount(self.array) > 2
+
+    def give_up(self, gone: Callable[[PinnedBuffer], None]) -> None:
+        """Have ``gone`` called when the last array that shows it goes, perhaps at once; on any thread."""
+        self._watch = weakref.ref(self.array, lambda _: gone(self))
         del self.array
-        # Every view keeps the array alive and only the array keeps the allocation, so: ours and the argument's.
-        if sys.getrefcount(self._allocation) > 2:
-            return False
+
+    def free(self) -> None:
+        """Free the memory, which nobody shows any more."""
+        self.__dict__.pop("array", None)
         self._allocation.free()
-        return True

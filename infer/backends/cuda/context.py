@@ -64,6 +64,11 @@ class PrimaryContext:
         """The first try may only have told what earlier work came to; a context that is gone stays so."""
         if driver.push_context(self._context.handle) == 0:
             driver.pop_context()
+            # pycuda takes the caller's context off first. Where that told an error the driver has done it all the same,
+            # and pycuda would do it again.
+            before = self._cuda.Context.get_current()
+            if before is not None and driver.current_context() != before.handle:
+                driver.push_context(before.handle)
             try:
                 self._context.push()
                 return
@@ -81,8 +86,11 @@ class PrimaryContext:
         except self._cuda.Error as failed:
             # cuCtxPopCurrent may tell what earlier work came to, and pycuda then keeps the context on its own stack.
             said = self._pop_again(failed)
-            if error is None:
-                raise said from failed
+            try:
+                if error is None:
+                    raise said from failed
+            finally:
+                del said  # it would hold its own traceback
 
     def _pop_again(self, failed: BaseException) -> BaseException:
         """Take the context off both stacks; the error to raise."""
@@ -142,7 +150,10 @@ class PrimaryContext:
                 found = self.explain(error, doing)
                 if found is error:
                     raise
-                raise found from error
+                try:
+                    raise found from error
+                finally:
+                    del found  # it would hold its own traceback
 
     def again(self) -> DeviceError:
         """The first failure once more, as an object of its own: one raised many times would gather tracebacks."""

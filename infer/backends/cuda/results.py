@@ -6,10 +6,11 @@ import contextlib
 import logging
 import threading
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infer.backends.cuda import driver
-from infer.errors import DeviceError, DeviceMemoryError, InputError
+from infer.backends.cuda.remains import Remains
+from infer.errors import DeviceError, DeviceMemoryError
 
 if TYPE_CHECKING:
     from infer.backends.cuda.context import PrimaryContext
@@ -35,6 +36,11 @@ class Memory:
         self.streams: dict[int, int] = {}
         self.untold = False
 
+    def free(self) -> None:
+        """Free it behind everything that is under way; for one that its runner has outlived."""
+        driver.synchronize_context()
+        driver.free(self.pointer)
+
     def forget_readers(self) -> None:
         """Nothing of what was enqueued reads it any more."""
         self.streams.clear()
@@ -55,10 +61,9 @@ class ResultPool:
 
     def __init__(self, context: PrimaryContext, events: EventPool) -> None:
         self.context, self._events, self._lock = context, events, threading.Lock()
-        self._returned: SimpleQueue[Memory] = SimpleQueue()
+        self._returned: SimpleQueue[Any] = SimpleQueue()
         self._idle: dict[int, list[Memory]] = {}
         self._blocks = 0
-        self.closed = False
 
     def take(self, size: int, stream: int) -> Block:
         """A block of at least ``size`` bytes, to be written in ``stream``.
@@ -173,37 +178,17 @@ class ResultPool:
         """Called when nobody holds a block any more: no lock, no CUDA call, no context need be current."""
         self._returned.put(memory)
 
-    def close(self) -> bool:
-        """Free what nobody holds; what is held goes with its last holder, and the context then too.
+    def close(self) -> Remains:
+        """Free what nobody holds, and return what is held.
 
-        Needs nobody inside the runner. In a broken context nothing can be freed one by one.
-
-        Returns:
-            Whether the context may be released now.
+        Needs nobody inside the runner. In a broken context nothing can be freed one by one, so nothing remains.
         """
-        self.closed = True
         if self.context.failure is not None:
-            return True
+            return Remains(self.context, self._returned, 0)
         with self._lock, driver.unaffected_by_captures():
             self._collect()
             self._free_idle()
-        if not self._blocks:
-            return True
-        try:
-            threading.Thread(target=self._free_returned, name="iresnet-results", daemon=True).start()
-        except RuntimeError as error:  # the interpreter ends, and the process with it
-            _LOG.debug("results are still held: %s", error)
-        return False
-
-    def _free_returned(self) -> None:
-        while self._blocks:
-            memory = self._returned.get()
-            with contextlib.suppress(DeviceError, InputError), self.context, driver.unaffected_by_captures():
-                driver.synchronize_context()
-                driver.free(memory.pointer)
-            self._blocks -= 1
-        with contextlib.suppress(DeviceError, InputError):
-            self.context.release()
+        return Remains(self.context, self._returned, self._blocks)
 
 
 class Block:

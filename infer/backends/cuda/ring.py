@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from infer.backends.base import Outputs
 from infer.backends.cuda.context import PrimaryContext
 from infer.backends.cuda.staging import Staging
 from infer.errors import InputError, IResNetError
+
+_LOG = logging.getLogger(__name__)
 
 Fill = Callable[[Staging], None]
 
@@ -109,23 +112,32 @@ class Ring:
         """Fill and launch an acquired buffer; errors of the device come through the future."""
         future: Future[Outputs] = Future()
         future.set_running_or_notify_cancel()
-        if self._launch(staging, rows, fill, future):
-            with self._changed:
-                queued = not self._closing
-                if queued:
-                    self._launched.put((staging, rows, future))
-            if not queued:
-                self._finish(staging, rows, future)
+        failed = self._launch(staging, rows, fill)
+        if failed is not None:
+            _fail(future, failed)
+            return future
+        with self._changed:
+            queued = not self._closing
+            if queued:
+                self._launched.put((staging, rows, future))
+        if not queued:
+            self._complete(staging, rows, future)
         return future
 
     def run(self, staging: Staging, rows: int, fill: Fill) -> Outputs:
         """As :meth:`submit` with its result, without another thread in between."""
-        future: Future[Outputs] = Future()
-        if self._launch(staging, rows, fill, future):
-            self._finish(staging, rows, future)
-        return future.result()
+        found: Outputs | BaseException | None = self._launch(staging, rows, fill)
+        if found is None:
+            found = self._finish(staging, rows)
+        try:
+            if isinstance(found, BaseException):
+                raise found
+            return found
+        finally:
+            del found  # an error would hold its own traceback
 
-    def _launch(self, staging: Staging, rows: int, fill: Fill | None, future: Future[Outputs]) -> bool:
+    def _launch(self, staging: Staging, rows: int, fill: Fill | None) -> IResNetError | None:
+        """Fill and launch; the error, and the buffer is then free again."""
         try:
             with self._context:  # before the memory is touched: it goes with the context
                 try:
@@ -136,14 +148,14 @@ class Ring:
                     raise self._context.explain(error, f"launching a batch of {rows}") from error
         except IResNetError as error:
             self.release(staging)
-            future.set_exception(error)
-            return False
+            return error
         except BaseException:
             self.release(staging)
             raise
-        return True
+        return None
 
-    def _finish(self, staging: Staging, rows: int, future: Future[Outputs]) -> None:
+    def _finish(self, staging: Staging, rows: int) -> Outputs | BaseException:
+        """Wait and collect the results or the error; the buffer is then free again."""
         try:
             with self._context:
                 try:
@@ -154,14 +166,20 @@ class Ring:
                     raise self._context.explain(error, f"running a batch of {rows}") from error
         except BaseException as error:
             self.release(staging)
-            future.set_exception(error)
+            return error
+        self.release(staging)
+        return outputs
+
+    def _complete(self, staging: Staging, rows: int, future: Future[Outputs]) -> None:
+        found = self._finish(staging, rows)
+        if isinstance(found, BaseException):
+            _fail(future, found)
         else:
-            self.release(staging)
-            future.set_result(outputs)
+            future.set_result(found)
 
     def _finish_all(self) -> None:
         while (launched := self._launched.get()) is not None:
-            self._finish(*launched)
+            self._complete(*launched)
             del launched  # else the last results live until the next batch
 
     def close(self) -> None:
@@ -188,4 +206,17 @@ class Ring:
             except Empty:
                 continue
             if launched is not None:
-                self._finish(*launched)
+                self._complete(*launched)
+
+
+def _fail(future: Future[Outputs], error: BaseException) -> None:
+    """Complete with an error, without the frames that it came through: they, or their callers, know the future.
+
+    All of it would live until the next collection, and the memory and streams that they know beyond their context.
+    """
+    _LOG.debug("a batch failed", exc_info=error)
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    future.set_exception(error)

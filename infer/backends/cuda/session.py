@@ -13,6 +13,7 @@ from typing import Any
 
 from infer.backends.base import GpuOptions
 from infer.backends.cuda import driver
+from infer.backends.cuda.buffers import PinnedBuffer
 from infer.backends.cuda.context import PrimaryContext
 from infer.backends.cuda.engine import Engine
 from infer.backends.cuda.events import Event, EventPool
@@ -152,14 +153,14 @@ class Session:
             f"bytes are free ({error}). Close other programs on the GPU, or build the plan with a smaller batch"
         )
 
-    def _free_slots(self, *, broken: bool) -> bool:
-        freed = [slot.close(broken=broken) for slot in self._slots]
+    def _free_slots(self, *, broken: bool) -> list[PinnedBuffer]:
+        shown = [buffer for slot in self._slots for buffer in slot.close(broken=broken)]
         if not broken:
             self._slots.clear()
             if self._scratch:
                 driver.free(self._scratch)
             self._scratch = 0
-        return all(freed)
+        return shown
 
     def _staging(self) -> list[list[Staging]]:
         return [slot.staging for slot in self._slots]
@@ -255,7 +256,7 @@ class Session:
     def _release(self) -> None:
         if self.ring is not None:
             self.ring.close()
-        whole = returned = True
+        whole = True
         with _reported(), self.context, driver.unaffected_by_captures():
             if self.context.failure is None:
                 with _reported(), self.context.explaining("waiting for what is under way"):
@@ -266,18 +267,19 @@ class Session:
                 with _reported():
                     self.engine.save_runtime_cache()
             broken = self.context.failure is not None
+            remains = None
             with _reported():
-                returned = self.results.close()
+                remains = self.results.close()
             self._events.close()
             if not broken and self._stream:
                 driver.destroy_stream(self._stream)
-            whole = self._free_slots(broken=broken)
+            shown = self._free_slots(broken=broken)
             if self.engine is not None:
                 self.engine.close()
-        if not whole:
-            _LOG.warning("an array still shows pinned memory of the closed runner; that memory and the context stay")
-            return
-        if returned:
+            if remains is not None:
+                remains.add(shown)
+                whole = remains.settle()
+        if whole:  # else it goes with what is still held
             with _reported():
                 self.context.release()
         # Of a broken context only now: pycuda then knows that there is nothing left to free.

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from infer.backends.cuda import driver
+from infer.backends.cuda.buffers import PinnedBuffer
 from infer.backends.cuda.engine import Engine, Execution
 from infer.backends.cuda.graphs import NetworkGraph
 from infer.backends.cuda.staging import Staging
@@ -74,29 +75,34 @@ class Slot:
             rows: images.
             marks: four pycuda events to record around the stages; no graph is used then.
         """
-        at, cuda, stream = self._layout.place(rows), self._cuda, self._stream
+        at, cuda = self._layout.place(rows), self._cuda
+        # No local name for the stream: the traceback of an error would keep it beyond its context.
         with self._lock:
             try:
                 if self._foreign:
                     driver.wait_event(self._handle, self._foreign_event)
                     self._foreign = False
-                _record(marks, 0, stream)
-                cuda.memcpy_htod_async(self._images, staging.flat[: rows * self._layout.image_bytes], stream)
-                _record(marks, 1, stream)
+                self._record(marks, 0)
+                cuda.memcpy_htod_async(self._images, staging.flat[: rows * self._layout.image_bytes], self._stream)
+                self._record(marks, 1)
                 graph = None if marks else self._graphs.get(rows)
                 if graph is not None:
                     graph.launch(self._handle)
                 else:
                     self._execution.bind_block(rows, self._images, self._outputs, at)
                     self._execution.enqueue(self._handle)
-                _record(marks, 2, stream)
-                cuda.memcpy_dtoh_async(staging.outputs[: at.total], self._outputs, stream)
-                _record(marks, 3, stream)
+                self._record(marks, 2)
+                cuda.memcpy_dtoh_async(staging.outputs[: at.total], self._outputs, self._stream)
+                self._record(marks, 3)
                 driver.record_event(staging.done, self._handle)
                 self._last = staging.done
             except BaseException:
                 self.settle()
                 raise
+
+    def _record(self, marks: tuple[Any, ...], index: int) -> None:
+        if marks:
+            marks[index].record(self._stream)
 
     def settle(self) -> None:
         """Wait until the stream is idle; the stream of a broken context is."""
@@ -208,7 +214,7 @@ class Slot:
         if self._foreign:
             driver.synchronize_event(self._foreign_event)
 
-    def close(self, *, broken: bool = False) -> bool:
+    def close(self, *, broken: bool = False) -> list[PinnedBuffer]:
         """Release everything, in any state.
 
         Args:
@@ -216,7 +222,7 @@ class Slot:
                 which must come when the context is released, and the events go with it.
 
         Returns:
-            False when the caller still holds a view of the pinned memory, which then stays.
+            Pinned memory that arrays of the caller still show, which stays.
         """
         if hasattr(self, "_stream"):
             self.settle()  # after an error, part of a batch may still be under way
@@ -225,14 +231,14 @@ class Slot:
         self._graphs.clear()
         if hasattr(self, "_execution"):
             self._execution.close()
-        freed = [staging.close(broken=broken) for staging in self.staging]
+        shown = [buffer for staging in self.staging for buffer in staging.close(broken=broken)]
         if not broken:
             for memory in self._device:
                 driver.free(memory)
             if self._foreign_event:
                 driver.destroy_event(self._foreign_event)
             self.forget()
-        return all(freed)
+        return shown
 
     def forget(self) -> None:
         """Drop what pycuda owns."""
@@ -241,8 +247,3 @@ class Slot:
         self.staging.clear()
         self._device.clear()
         self.__dict__.pop("_stream", None)
-
-
-def _record(marks: tuple[Any, ...], index: int, stream: Any) -> None:
-    if marks:
-        marks[index].record(stream)

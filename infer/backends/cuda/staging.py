@@ -60,16 +60,19 @@ class Staging:
         """Copies of the outputs of the last launch, after :meth:`wait`."""
         return self._layout.outputs(self.outputs[: self._layout.place(rows).total].copy(), rows)
 
-    def close(self, *, broken: bool = False) -> bool:
+    def close(self, *, broken: bool = False) -> list[PinnedBuffer]:
         """Release everything; see :meth:`infer.backends.cuda.slots.Slot.close`."""
         for name in ("images", "flat", "outputs"):
             self.__dict__.pop(name, None)
         if broken:
-            return True
+            return []
         driver.destroy_event(self.done)
-        freed = [buffer.free() for buffer in self._buffers]
+        shown = [buffer for buffer in self._buffers if buffer.shown]
+        for buffer in self._buffers:
+            if buffer not in shown:
+                buffer.free()
         self.forget()
-        return all(freed)
+        return shown
 
     def forget(self) -> None:
         """Drop what pycuda owns."""

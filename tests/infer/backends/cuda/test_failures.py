@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from cuda_emulator.emulator import COMPUTE, ILLEGAL_ADDRESS, REFUSED
+from device_user import Device, Interface
 from soak import PLAIN, soak
 
 from infer.backends.cuda.staging import Staging
@@ -169,6 +172,43 @@ def test_an_interrupted_launch_costs_no_buffer(stack_11: Any, monkeypatch: pytes
         stack_11.check(stack_11.images(4), backend.infer(stack_11.images(4)))
 
 
+def test_errors_keep_nothing_alive(stack_11: Any, device: Device) -> None:
+    """Without a collection: an error that holds itself, through its traceback, holds streams beyond their context."""
+    path = stack_11.write()
+    images, wrong = stack_11.images(4), []
+    memory = Interface(device.upload(images), images.shape)
+    gc.collect()
+    gc.disable()
+    try:
+        with stack_11.open(path, cuda_graphs=False) as backend:
+            calls = (
+                (backend.infer, images),
+                (lambda batch: backend.submit(batch).result(), images),
+                (lambda batch: backend.infer_device(batch, stream=device.streams[0].handle), memory),
+            )
+            device.stream()
+            # pycuda takes the caller's context off first, whose error is not ours.
+            for function, skip in (("emu_launch", 0), ("cuEventRecord", 0), ("cuCtxPopCurrent_v2", 1)):
+                for call, batch in calls:
+                    stack_11.emulator.fail(function, skip=skip, code=REFUSED)
+                    try:
+                        call(batch)
+                    except DeviceError as error:
+                        left = weakref.ref(error)
+                    else:
+                        raise AssertionError(function)
+                    for _ in range(200):  # the thread that completes futures may still be there
+                        if left() is None:
+                            break
+                        time.sleep(0.002)
+                    else:
+                        wrong.append((function, call))
+                    stack_11.emulator.fail_clear()
+    finally:
+        gc.enable()
+    assert wrong == []
+
+
 def test_a_context_reset_by_somebody_else(stack_11: Any) -> None:
     from infer.backends.cuda.driver import library
 
@@ -185,6 +225,6 @@ def test_a_context_reset_by_somebody_else(stack_11: Any) -> None:
 
 
 def test_threads_and_random_failures(stack: Any) -> None:
-    """Ten thousand batches from 8 threads with a failing call now and then: no wrong answer, no hang, no leak."""
-    good, bad = soak(stack, batches=10_000, threads=8, seed=1)
-    assert good > 9000 and bad > 0
+    """Ten thousand batches from 8 threads, a failing call now and then, a new runner too: none wrong, lost or left."""
+    good, bad, swaps = soak(stack, batches=10_000, threads=8, seed=1)
+    assert good > 9000 and bad > 0 and swaps > 10
