@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,15 +33,29 @@ class _Closed(io.TextIOBase):
         raise OSError(errno.EBADF, "it is closed", OUTPUT)
 
 
-class _Named(io.FileIO):
-    """Standard output whose errors say what they are of."""
+class _Named(io.BufferedWriter):
+    """Standard output whose errors say what they are of.
+
+    The file below it stays one in C: a signal that raises in a ``write`` of ours, after the bytes are out, would leave
+    them in the buffer, to be written again.
+    """
 
     def write(self, data: Any) -> int:
-        try:
+        with _naming():
             return super().write(data)
-        except OSError as error:
-            error.filename = OUTPUT
-            raise
+
+    def flush(self) -> None:
+        with _naming():
+            super().flush()
+
+
+@contextmanager
+def _naming() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = OUTPUT
+        raise
 
 
 def run_app(app: Callable[..., Any], name: str) -> NoReturn:
@@ -57,7 +72,7 @@ def run_app(app: Callable[..., Any], name: str) -> NoReturn:
     stopped: list[signal.Signals] = []
     atexit.register(_end_by_signal, stopped)  # the first one registered is the last one called
     code: object = 0
-    with _terminable():
+    with _terminable(), _heard():
         try:
             app(prog_name=name)
         except SystemExit as end:
@@ -77,10 +92,8 @@ def _repair_streams() -> None:
         sys.stdout = _Closed()
     elif isinstance(sys.stdout, io.TextIOWrapper):
         old = sys.stdout
-        raw = _Named(old.fileno(), "w", closefd=False)
-        sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(raw), old.encoding, old.errors, line_buffering=old.line_buffering
-        )
+        named = _Named(io.FileIO(old.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(named, old.encoding, old.errors, line_buffering=old.line_buffering)
     if sys.stderr is None:  # print(file=None) would go to standard output
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
@@ -104,6 +117,26 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Send a signal again that came to a destructor or another place that swallows exceptions."""
+
+    def send_again(lost: Any) -> None:
+        for kind, number in ((Terminated, signal.SIGTERM), (KeyboardInterrupt, signal.SIGINT)):
+            if issubclass(lost.exc_type, kind):
+                again = threading.Timer(0.02, os.kill, (os.getpid(), number))  # at once, it would come to this hook
+                again.daemon = True
+                again.start()
+                return
+        before(lost)
+
+    before, sys.unraisablehook = sys.unraisablehook, send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _flush_output(code: object) -> object:

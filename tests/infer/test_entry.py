@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -118,6 +119,25 @@ def test_a_signal_ends_the_process_after_it_has_cleaned_up(tmp_path, number, sai
     assert process.returncode == -number
     assert (out, err) == ("cleaned up\n", said)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_to_a_destructor_is_heard_all_the_same(tmp_path, number):
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    deaf = f"""class Deaf:
+            def __del__(self):
+                import os
+                os.kill(os.getpid(), {int(number)})
+                time.sleep(0.01)
+        Deaf()
+        time.sleep"""
+    program = start + ENDLESS.replace(
+        "            time.sleep", textwrap.indent(textwrap.dedent(" " * 8 + deaf), " " * 12)
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "out")]
+    done = subprocess.run(arguments, env=environment(), text=True, capture_output=True, timeout=30, check=False)
+    assert done.returncode == -number, done.stderr
+    assert done.stdout == "ready\ncleaned up\n" and "ignored" not in done.stderr
 
 
 def test_ctrl_c_ends_a_loop_around_the_command(tmp_path):

@@ -82,6 +82,7 @@ class Checks:
             for number, batch in enumerate(self.batches):
                 images = cuda.mem_alloc(batch.nbytes)
                 cuda.memcpy_htod(images, batch)
+                cuda.Context.synchronize()  # from pageable memory, the call may return before the device has the bytes
                 want = self.expected[number]
                 memory = [cuda.mem_alloc(array.nbytes) for array in want]
                 pointers = [int(one) for one in memory]
