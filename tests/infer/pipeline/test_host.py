@@ -233,5 +233,5 @@ def test_fast_reaches_the_decoder():
     Image.fromarray(pixels).save(buffer, "JPEG")
     item = record(0, buffer.getvalue)
     exact, fast = (next(load_batches([item], SPEC, 1, fast=fast)).images[0] for fast in (False, True))
-    assert (exact != fast).any()
-    assert (fast == preprocess(decode_image(buffer.getvalue(), shortest=40), SPEC)).mean() > 0.9
+    scaled = preprocess(decode_image(buffer.getvalue(), shortest=40), SPEC).astype(int)
+    assert np.abs(exact - scaled).mean() > 0.6 > 0.3 > np.abs(fast - scaled).mean()  # decoders round differently
