@@ -14,6 +14,9 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 IRESNET := $(VENV)/bin/iresnet
+# A process for each core, up to four: each loads torch. Tests of a file stay together, since they share what they build.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 # With an NVIDIA GPU the venv also gets TensorRT and pycuda.
@@ -91,12 +94,12 @@ check-images: check-bundle
 check-data: check-bundle
 	@test -n "$(DATA)" || $(call wrong,DATA: expected a folder or tar file with labelled images)
 
-test: $(READY)  ## the tests
+test: $(READY)  ## the tests, in WORKERS= processes
 	$(RUN) tests/cuda_emulator/build.py || echo "the tests of the CUDA runner will be skipped"
-	$(RUN) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-quick: $(READY)  ## the tests that build no bundle, in under two minutes
-	$(RUN) -m pytest -m "not slow and not long" $(ARGS)
+	$(PYTEST) -m "not slow and not long" $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
