@@ -213,7 +213,7 @@ def test_wrong_input(runner, images, found):
 
 
 def test_eight_threads_get_their_own_answers(shipped, shipped_images):
-    images = shipped_images[0][:240]
+    images = shipped_images[0][:80]
     with open_bundle(shipped("fp32")) as runner:
         truth = runner.infer(images)
         wrong, barrier = [], threading.Barrier(8)
@@ -221,7 +221,7 @@ def test_eight_threads_get_their_own_answers(shipped, shipped_images):
         def work(number):
             rng = np.random.default_rng(number)
             barrier.wait()
-            for _ in range(6):
+            for _ in range(4):
                 chosen = rng.integers(0, len(images), rng.integers(1, 20))
                 if number % 2:
                     found = runner.infer(images[chosen])
