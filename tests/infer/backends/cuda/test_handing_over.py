@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -223,59 +222,6 @@ def test_spinning_is_a_flag_of_the_events(stack_11: Any, spin: bool, monkeypatch
 
 
 # --- the ring --------------------------------------------------------------------------------------------------------
-
-
-def test_a_future_is_done_when_its_buffer_is_free(stack_11: Any) -> None:
-    """So a callback may submit the next batch, on the runner's own thread, though all buffers were in use."""
-    with stack_11.open(slots=1) as backend:
-        images, done = stack_11.images(2), threading.Event()
-        found: list[Any] = []
-
-        def again(_: Any) -> None:
-            found.append(backend._ring.try_acquire())
-            done.set()
-
-        pinned = [backend.acquire(2), backend.acquire(2)]
-        for one in pinned:
-            one.images[:] = images
-        stack_11.emulator.delay(COMPUTE, 10)
-        future = pinned[0].submit()
-        future.add_done_callback(again)
-        assert done.wait(10)
-        assert found[0] is None or found[0] in {one for slot in backend._session._slots for one in slot.staging}
-        free = len(backend._ring._free) + (found[0] is not None)
-        pinned[1].release()
-        if found[0] is not None:
-            backend._ring.take_back(found[0])
-            backend._ring.release(found[0])
-        assert free == 1
-
-
-def test_a_batch_submitted_while_it_closes_is_finished(stack_11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = stack_11.open(slots=1)
-    ring, images = backend._ring, stack_11.images(2)
-    launch, entered, go = ring._launch, threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> bool:
-        done = launch(*arguments)
-        entered.set()
-        go.wait(10)
-        return bool(done)
-
-    monkeypatch.setattr(ring, "_launch", slow)
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(backend.submit(images)))
-    thread.start()
-    assert entered.wait(10)
-    closing = threading.Thread(target=backend.close)
-    closing.start()
-    while not ring._closing:
-        time.sleep(0.001)
-    go.set()
-    thread.join(10)
-    stack_11.check(images, found[0].result(10))
-    closing.join(10)
-    assert not closing.is_alive()
 
 
 # --- who is inside ---------------------------------------------------------------------------------------------------
