@@ -221,9 +221,6 @@ def test_spinning_is_a_flag_of_the_events(stack_11: Any, spin: bool, monkeypatch
         assert (sum(not one & blocking for one in flags) >= 2) == spin  # those of the two staging buffers
 
 
-# --- the ring --------------------------------------------------------------------------------------------------------
-
-
 # --- who is inside ---------------------------------------------------------------------------------------------------
 
 
