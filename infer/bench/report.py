@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from infer.bench.measure import Options, Point
 from infer.bench.roofline import Ceiling, GpuPeaks, Work, ceiling
 from infer.bench.row import PointRow, row_of
 from infer.bundle import now
-from infer.errors import InputError
-from infer.files import replacing, write_bytes
+from infer.files import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,44 +111,10 @@ class Report:
         write_bytes(path, text.getvalue().encode())
 
     def write_plot(self, path: Path) -> None:
-        """Throughput and p99 latency against batch size; the suffix gives the format (``.png``, ``.svg``, ``.pdf``).
+        """See :func:`infer.bench.plot.write_plot`."""
+        from infer.bench.plot import write_plot
 
-        Raises:
-            InputError: matplotlib is not installed, or does not know the suffix.
-        """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("a plot needs matplotlib; pip install matplotlib") from error
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        kind = path.suffix[1:].lower()
-        if kind not in canvas.get_supported_filetypes():
-            raise InputError(f"plot: expected a file name ending in .png, .svg or .pdf, found {path.name}")
-        left, right = figure.subplots(1, 2)
-        batches = sorted({point.batch for point in self.points})
-        for depth in sorted({point.in_flight for point in self.points}):
-            chosen = [point for point in self.points if point.in_flight == depth]
-            sizes, name = [point.batch for point in chosen], f"{depth} in flight"
-            left.plot(sizes, [point.throughput for point in chosen], "o-", label=name)
-            right.plot(sizes, [np.percentile(point.latencies, 99) for point in chosen], "o-", label=name)
-        tops = [top for point in self.points if (top := self._ceiling(point)) is not None]
-        if tops:
-            pairs = sorted({(top.batch, top.rate) for top in tops})
-            left.plot(*zip(*pairs, strict=True), "k--", label=f"ceiling of {tops[0].gpu.key}")
-        for axes, label in ((left, "images/s"), (right, "p99 latency, ms")):
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(batches, [str(size) for size in batches])
-            axes.set_xlabel("batch")
-            axes.set_ylabel(label)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
-            axes.legend()
-        untrained = "" if self.subject["trained"] else ", UNTRAINED"
-        figure.suptitle(f"{self.subject['model']} {self.subject['precision']}{untrained} on {self.subject['device']}")
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+        write_plot(self, path)
 
     def table(self) -> Table:
         """The points for a terminal, without columns that nothing was measured for."""

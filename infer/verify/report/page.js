@@ -1,7 +1,7 @@
 "use strict";
 // Sorts the table of classes. The order is in the address, so it can be bookmarked: #sort=top1, #sort=-top1 (falling).
 (() => {
-  const table = document.getElementById("classes");
+  const table = document.getElementById("class-table");
   if (!table) return;
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];

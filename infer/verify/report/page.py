@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from infer.errors import InputError
 from infer.files import write_bytes
@@ -25,6 +27,28 @@ if TYPE_CHECKING:
     from infer.verify.run import Verification
 
 _FAILURES = 100
+# Not strftime's, which speaks the language of the machine.
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+
+
+class Section(NamedTuple):
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        content: HTML.
+    """
+
+    title: str
+    content: str
+
+    @property
+    def anchor(self) -> str:
+        """Its name in the address: the words of the title without the numbers."""
+        return "-".join(re.findall("[a-z]+", self.title.lower()))
 
 
 def write_report(path: Path, result: Verification) -> None:
@@ -44,6 +68,7 @@ def render(result: Verification) -> str:
     style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     model = result.manifest.model
     title = f"{model.name} {result.manifest.precision} on {result.accuracy.target}"
+    sections = _sections(result)
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -51,8 +76,8 @@ def render(result: Verification) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"{_header(result, title)}\n<main>\n{''.join(_sections(result))}</main>\n<script>{script}</script>\n"
-        "</body>\n</html>\n"
+        f"{_header(result, title)}\n{_contents(sections)}<main>\n{_tiles_of(result)}{''.join(map(_section, sections))}"
+        f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -67,22 +92,39 @@ def _header(result: Verification, title: str) -> str:
     mark = "diagnosis" if diagnosis.kind in ("ok", "unknown", "subset") else "suspected verdict"
     return (
         f'<header><h1>{escape(title)}</h1><p class="sub">{found.figures.images:,} images of {escape(found.data)}, '
-        f'{escape(found.measured)}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
+        f'{_time(found.measured)}</p>{untrained}<p class="{kind} verdict"><strong>{kind.capitalize()}</strong> '
         f'{escape(found.verdict)}</p><p class="{mark}"><strong>Diagnosis '
         f"({escape(diagnosis.kind)}):</strong> {escape(diagnosis.text)}</p></header>"
     )
 
 
-def _sections(result: Verification) -> list[str]:
+def _readable(written: str) -> str:
+    """A time of a record as people write it; what is none stays as it is."""
+    try:
+        at = datetime.fromisoformat(written).astimezone(UTC)
+    except ValueError:
+        return written
+    return f"{at.day} {_MONTHS[at.month - 1]} {at:%Y, %H:%M} UTC"
+
+
+def _time(written: str) -> str:
+    return f'<time datetime="{escape(written)}">{escape(_readable(written))}</time>'
+
+
+def _tiles_of(result: Verification) -> str:
+    return f'<section class="tiles" aria-label="Figures">{"".join(_tiles(result.accuracy.figures))}</section>\n'
+
+
+def _sections(result: Verification) -> list[Section]:
     details, labels = result.details, result.labels
-    parts = [f'<section class="tiles" aria-label="Figures">{"".join(_tiles(result.accuracy.figures))}</section>\n']
+    parts = []
     reliability = (
-        "Bars: share of correct images in each bin of confidence. Rings: FP32. On the dashed line probabilities can be "
-        "taken at their word."
+        "Share of correct images in each bin of confidence. Where bars and rings reach the dashed line, probabilities "
+        "can be taken at their word."
     )
     charts = _figure(reliability_diagram(details.reliability, details.reference_reliability), reliability)
     charts += _figure(confidence_histogram(details.reliability), "How many images have which confidence.")
-    parts.append(_section("Calibration of the probabilities", f'<div class="charts">{charts}</div>'))
+    parts.append(Section("Calibration of the probabilities", f'<div class="charts">{charts}</div>'))
     if details.divergences is not None:
         same, other = details.divergences.tolist()
         charts = _figure(
@@ -92,25 +134,33 @@ def _sections(result: Verification) -> list[str]:
             decade_histogram(other, DECADES[0], "bar other", "Divergence of images with another top-1"),
             f"{sum(other):,} images with another top-1.",
         )
-        parts.append(_section("Distance from FP32", f'<div class="charts">{charts}</div>'))
+        parts.append(Section("Distance from FP32", f'<div class="charts">{charts}</div>'))
     if details.differing:
         note = (
             "<p>Other top-1 first, then by divergence of the probabilities. The pictures are what the network saw.</p>"
         )
-        parts.append(_section("Images that differ most from FP32", note + picture_cards(details.differing, labels)))
+        parts.append(Section("Images that differ most from FP32", note + picture_cards(details.differing, labels)))
     if details.classes:
-        parts.append(_section("Classes", class_table(details.classes)))
-        parts.append(_section("Most frequent confusions", confusion_table(details.confusions, labels)))
+        parts.append(Section("Classes", class_table(details.classes)))
+        parts.append(Section("Most frequent confusions", confusion_table(details.confusions, labels)))
     if result.layers:
-        parts.append(_section("Quantised tensors, worst first", layer_table(result.layers)))
-    parts.append(_section("How it was measured", _facts(result)))
+        parts.append(Section("Quantised tensors, worst first", layer_table(result.layers)))
+    parts.append(Section("How it was measured", _facts(result)))
     if result.failures:
-        parts.append(_section(f"{len(result.failures):,} images could not be read", _failures(result.failures)))
+        parts.append(Section(f"{len(result.failures):,} images could not be read", _failures(result.failures)))
     return parts
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>\n"
+def _section(section: Section) -> str:
+    return (
+        f'<section id="{section.anchor}"><h2><a href="#{section.anchor}">{escape(section.title)}</a></h2>'
+        f"{section.content}</section>\n"
+    )
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    links = "".join(f'<li><a href="#{one.anchor}">{escape(one.title)}</a></li>' for one in sections)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
 
 
 def _figure(svg: str, caption: str) -> str:
@@ -133,7 +183,7 @@ def _tiles(found: Figures) -> list[str]:
     if found.agreement is not None:
         changes = "" if found.lost is None else f"{found.lost} lost, {found.gained} gained"
         tiles.append(_tile("Agreement", f"{found.agreement:.2f} %", f"{found.disagreeing} other top-1", changes))
-        tiles.append(_tile("SQNR of logits", found.sqnr_text, f"largest difference {found.max_logit_difference:.3g}"))
+        tiles.append(_tile("SQNR of logits", found.sqnr_text, f"largest difference {found.max_logit_difference:.3f}"))
     if found.ece is not None:
         tiles.append(_tile("Calibration error", f"{found.ece:.2f} pts", fp32(found.reference_ece, " pts")))
     return tiles
@@ -149,7 +199,7 @@ def _facts(result: Verification) -> str:
     model, spec = manifest.model, manifest.preprocessing
     plan = next((plan for plan in manifest.plans if plan.target == found.target), None)
     facts = {
-        "Bundle": f"{model.name}, {manifest.precision}, built {manifest.created}",
+        "Bundle": f"{model.name}, {manifest.precision}, built {_readable(manifest.created)}",
         "Weights": model.weights + (f", sha256 {model.weights_sha256[:16]}" if model.weights_sha256 else ""),
         "Target": found.target + (f" {plan.version}" if plan else "") + f", {found.device}",
         "Reference": found.reference or "none",
@@ -172,4 +222,6 @@ def _triple(values: Sequence[float]) -> str:
 def _failures(failures: list[str]) -> str:
     lines = "".join(f"<li>{escape(failure)}</li>" for failure in failures[:_FAILURES])
     more = f"<p>and {len(failures) - _FAILURES:,} more</p>" if len(failures) > _FAILURES else ""
-    return f'<ul class="failures">{lines}</ul>{more}'
+    return (
+        f'<ul class="failures" role="region" aria-label="Images that could not be read" tabindex="0">{lines}</ul>{more}'
+    )

@@ -12,26 +12,34 @@ from infer.verify.class_table import ClassRow, Confusion
 from infer.verify.deviations import Deviation
 from infer.verify.tensor_errors import TensorError
 
+ARIA_RISING = ' aria-sort="ascending"'
 _LAYERS = 20
+_PRINTED = 50
 
 
 def _percent(value: float | None) -> str:
     return "&ndash;" if value is None else f"{value:.2f}"
 
 
-def _number(value: float | None, text: str) -> str:
-    """A cell that sorts by ``value``; without one, last."""
+def _number(value: float | None, text: str, more: str = "") -> str:
+    """A cell that sorts by ``value``; without one, last. ``more``: classes of the style sheet."""
     data = "" if value is None else f' data-value="{value:.6g}"'
-    return f'<td class="number"{data}>{text}</td>'
+    return f'<td class="number{more}"{data}>{text}</td>'
 
 
-def _head(columns: Sequence[tuple[str, str, str]]) -> str:
-    """Heads that sort when pressed; (key in the address, text, explanation)."""
+def _head(columns: Sequence[tuple[str, str, str]], sorted_by: str) -> str:
+    """Heads that sort when pressed; (key in the address, text, explanation). The rows are sorted by one, rising."""
     cells = (
-        f'<th scope="col" data-key="{key}" title="{escape(about)}"><button type="button">{escape(text)}</button></th>'
+        f'<th scope="col" data-key="{key}" data-text="{escape(text)}" title="{escape(about)}; press to sort"'
+        f'{ARIA_RISING if key == sorted_by else ""}><button type="button">{escape(text)}</button></th>'
         for key, text, about in columns
     )
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def scrolling(content: str, name: str) -> str:
+    """What is larger than its place: it scrolls, with the keyboard too, and shows where there is more."""
+    return f'<div class="wide tall" role="region" aria-label="{escape(name)}" tabindex="0">{content}</div>'
 
 
 _CLASS_COLUMNS = (
@@ -45,27 +53,49 @@ _CLASS_COLUMNS = (
 )
 
 
+def _change(row: ClassRow) -> float | None:
+    return None if row.reference_top1 is None else row.top1 - row.reference_top1
+
+
+def _badness(row: ClassRow) -> tuple[float, float, int]:
+    """What loses most against FP32 comes first, then what is right least often."""
+    return _change(row) or 0.0, row.top1, row.index
+
+
 def class_table(rows: Sequence[ClassRow]) -> str:
-    """The table of all classes; its script sorts it by any column."""
+    """The table of all classes, the worst first; its script sorts it by any column. On paper only the worst 50 are."""
     lines = []
-    for row in rows:
-        change = None if row.reference_top1 is None else row.top1 - row.reference_top1
+    for rank, row in enumerate(sorted(rows, key=_badness)):
+        change = _change(row)
         cells = (
             _number(row.index, str(row.index)),
             f"<td>{escape(row.label)}</td>",
             _number(row.images, str(row.images)),
             _number(row.top1, _percent(row.top1)),
             _number(row.reference_top1, _percent(row.reference_top1)),
-            _number(change, "&ndash;" if change is None else _signed(change)),
+            _number(change, "&ndash;" if change is None else _signed(change), _tone(change)),
             _number(row.agreement, _percent(row.agreement)),
         )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        '<p class="filter"><label>Filter by name <input type="search" id="filter" autocomplete="off"></label> '
-        f'<span id="shown" aria-live="polite">{len(rows)} classes</span></p>'
-        f'<div class="wide tall"><table id="classes">{_head(_CLASS_COLUMNS)}'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        lines.append(f"<tr{'' if rank < _PRINTED else ' class=later'}>{''.join(cells)}</tr>")
+    compared = any(row.reference_top1 is not None for row in rows)
+    order = "by the change against FP32, the greatest loss first" if compared else "by top-1, the lowest first"
+    left_out = f'<p class="on-paper">The worst {_PRINTED} of {len(rows):,} classes.</p>' if len(rows) > _PRINTED else ""
+    table = (
+        f'<table id="class-table">{_head(_CLASS_COLUMNS, "change" if compared else "top1")}'
+        f"<tbody>{''.join(lines)}</tbody></table>"
     )
+    return (
+        f'<p class="order">Sorted {order}; press a head to sort by it.</p>{left_out}'
+        '<p class="filter"><label>Filter by name <input type="search" id="filter" autocomplete="off"></label> '
+        f'<span id="shown" aria-live="polite">{len(rows)} classes</span></p>' + scrolling(table, "Classes")
+    )
+
+
+def _tone(change: float | None) -> str:
+    """Class of a cell, for its colour: what is printed as 0.00 has none."""
+    if change is None or abs(change) < 0.005:
+        return ""
+    return " lost" if change < 0 else " gained"
 
 
 def _signed(value: float) -> str:
@@ -73,7 +103,7 @@ def _signed(value: float) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "&minus;")
 
 
-def _plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
+def _plain_table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
     """A table whose last ``numbers`` columns are aligned as numbers; cells are HTML."""
     first = len(heads) - numbers
     marks = ["" if i < first else ' class="number"' for i in range(len(heads))]
@@ -82,7 +112,7 @@ def _plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: i
         "<tr>" + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide tall"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", name)
 
 
 def confusion_table(confusions: Sequence[Confusion], labels: Sequence[str]) -> str:
@@ -98,7 +128,7 @@ def confusion_table(confusions: Sequence[Confusion], labels: Sequence[str]) -> s
         )
         for c in confusions
     ]
-    return _plain_table(("True class", "Taken for", "Images", "FP32"), rows, 2)
+    return _plain_table("Most frequent confusions", ("True class", "Taken for", "Images", "FP32"), rows, 2)
 
 
 def layer_table(errors: Sequence[TensorError]) -> str:
@@ -108,11 +138,11 @@ def layer_table(errors: Sequence[TensorError]) -> str:
             escape(e.tensor),
             f"{e.sqnr_db:.1f}" if math.isfinite(e.sqnr_db) else "exact",
             f"{100 * e.clipped:.3f}",
-            f"{e.scale:.4g}",
+            f"{e.scale:.3e}",
         )
         for e in errors[:_LAYERS]
     ]
-    return _plain_table(("Tensor", "SQNR dB", "Clipped %", "Scale"), rows, 3)
+    return _plain_table("Quantised tensors", ("Tensor", "SQNR dB", "Clipped %", "Scale"), rows, 3)
 
 
 def picture_cards(items: Sequence[Deviation], labels: Sequence[str]) -> str:
@@ -124,15 +154,22 @@ def _card(item: Deviation, labels: Sequence[str]) -> str:
     data, name = base64.b64encode(item.thumbnail).decode(), printable(item.name)
     true = labels[item.target] if item.target >= 0 else None
     flip = '<span class="flip">other top-1</span>' if item.flipped else '<span class="same">same top-1</span>'
-    distance = f"{item.divergence:.3g} nats" if math.isfinite(item.divergence) else "not finite"
+    distance = f"{item.divergence:.2e} nats" if math.isfinite(item.divergence) else "not finite"
     return (
-        f'<li><img src="data:image/jpeg;base64,{data}" alt="{escape(name)}">'
+        f'<li><img src="data:image/jpeg;base64,{data}" alt="{escape(_seen(item, labels))}">'
         f"<div>{flip} <span>{distance}</span><dl>"
         f"<dt>True</dt><dd>{'unknown' if true is None else escape(true)}</dd>"
         f"{_answer('Bundle', item.predicted, item.score, item.target, labels)}"
         f"{_answer('FP32', item.reference, item.reference_score, item.target, labels)}"
         f'</dl><p class="name" title="{escape(name)}">{escape(_short(name))}</p></div></li>'
     )
+
+
+def _seen(item: Deviation, labels: Sequence[str]) -> str:
+    """What a picture shows, for those who cannot see it: its class, or what FP32 takes it for."""
+    if item.target >= 0:
+        return f"a picture of the class {labels[item.target]}"
+    return f"a picture without a label, which FP32 takes for {labels[item.reference]}"
 
 
 def _short(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 from bisect import insort
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -336,9 +337,36 @@ def test_csv_and_plot(report, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(magic)
     text = (tmp_path / "plot.svg").read_text()
     assert "UNTRAINED" in text and "ceiling of L4" in text and "1 in flight" in text
+    assert "repeat" not in text and "unstable" not in text
     with pytest.raises(InputError, match=r"ending in .png"):
         report.write_plot(tmp_path / "plot.xyz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "plot.svg", "sub"]
+
+
+def test_the_plot_shows_repeats_and_what_is_unstable(report, monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    drawn = {}
+
+    def plot(self, x, y, *rest, label, **more):
+        drawn.setdefault(label, []).append((list(x), [float(value) for value in y]))
+        return original(self, x, y, *rest, label=label, **more)
+
+    original = Axes.plot
+    monkeypatch.setattr(Axes, "plot", plot)
+    steady, slower = run_of(STEADY, batch=8), run_of(2 * STEADY, batch=8, seconds=2.0)
+    points = [Point(4, 1, [run_of(STEADY, batch=4)] * 2), Point(8, 1, [steady, slower])]
+    replace(report, points=points, gpu=None).write_plot(tmp_path / "plot.svg")
+    rates = [point.throughput for point in points]
+    assert drawn["1 in flight"][0] == ([4, 8], rates)
+    assert drawn["1 in flight, each repeat"][0] == (
+        [4, 4, 8, 8],
+        [rates[0], rates[0], steady.throughput, slower.throughput],
+    )
+    tails = [1e3 * np.percentile(run.latencies, 99) for point in points for run in point.runs]
+    assert drawn["1 in flight, each repeat"][1] == ([4, 4, 8, 8], pytest.approx(tails))
+    assert drawn["unstable"] == [([8], [rates[1]]), ([8], [pytest.approx(np.percentile(points[1].latencies, 99))])]
+    assert "no ceiling: the device is not in the roofline's table" in drawn
 
 
 def test_the_table_leaves_out_what_was_not_measured(report):

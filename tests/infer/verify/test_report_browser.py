@@ -49,9 +49,9 @@ def report(tmp_path_factory):
 
 def column(dom, number):
     """Cells of a column of the table of classes, as text."""
-    table = dom[dom.index('<table id="classes">') :]
+    table = dom[dom.index('<table id="class-table">') :]
     body = table[table.index("<tbody>") : table.index("</tbody>")]
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("<tr>")[1:]]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("<tr")[1:]]
     return [row[number] for row in rows]
 
 
@@ -80,7 +80,7 @@ def probed(path, script):
 
 
 PROBE = """addEventListener("load", () => {
-  const heads = [...document.querySelectorAll("#classes th button")];
+  const heads = [...document.querySelectorAll("#class-table th button")];
   const widths = [...document.images].map((image) => image.naturalWidth);
   const loaded = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length;
   const box = document.getElementById("filter");
@@ -98,11 +98,44 @@ def test_pictures_filter_and_buttons(browse, report):
     dom = browse(probed(path, PROBE).as_uri(), "--dump-dom", "--window-size=500,900")
     widths, loaded, shown, address, wide = json.loads(re.search("<title>(.*?)</title>", dom)[1])
     assert widths == [64] * 24
-    assert (loaded, shown, address) == (0, "3 classes", "#sort=change")
+    assert (loaded, shown, address) == (
+        0,
+        "3 classes",
+        "#sort=-change",
+    )  # it is sorted by the change already, so the other way
     assert not wide  # on a narrow screen the tables scroll, not the page
     changes = [text.replace("\N{MINUS SIGN}", "-") for text in column(dom, 5)]
-    assert changes == sorted(changes, key=float)
+    assert changes == sorted(changes, key=float, reverse=True)
     assert sum("hidden" in row for row in re.findall(r"<tr[^>]*>", dom)) == 9  # class 1, 10 and 11 are left
+
+
+SIZES = """addEventListener("load", () => {
+  const size = (text) => {
+    const picture = text.ownerSVGElement;
+    return parseFloat(getComputedStyle(text).fontSize) * picture.clientWidth / picture.viewBox.baseVal.width;
+  };
+  const plots = [...document.querySelectorAll("svg text")].map(size);
+  const others = [...document.querySelectorAll("small, figcaption, td, dd, p, a")]
+    .map((part) => parseFloat(getComputedStyle(part).fontSize));
+  document.title = JSON.stringify([innerWidth, Math.min(...plots), Math.min(...others)]);
+});"""
+
+
+def test_no_text_is_smaller_than_eleven_pixels(browse, report):
+    """In frames, since a window has a least width."""
+    path, _ = report
+    inner, widths = probed(path, SIZES), [320, 360, 455, 500, 700, 850, 1280]
+    outer = inner.with_name("frames.html")
+    frames = "".join(
+        f'<iframe src="{inner.name}" width="{width}" height="800" style="border:0"></iframe>' for width in widths
+    )
+    get = "[...document.querySelectorAll('iframe')].map((one) => JSON.parse(one.contentDocument.title))"
+    then = f'addEventListener("load", () => setTimeout(() => {{ document.title = JSON.stringify({get}); }}, 50))'
+    outer.write_text(f"{frames}<script>{then}</script>")
+    dom = browse(outer.as_uri(), "--dump-dom", "--allow-file-access-from-files", "--window-size=1400,900")
+    found = json.loads(re.search("<title>(.*?)</title>", dom)[1])
+    assert [inside for inside, _, _ in found] == widths
+    assert all(min(plots, others) >= 11 for _, plots, others in found), found
 
 
 @pytest.fixture
