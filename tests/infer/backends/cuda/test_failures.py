@@ -209,6 +209,16 @@ def test_errors_keep_nothing_alive(stack_11: Any, device: Device) -> None:
     assert wrong == []
 
 
+def test_an_error_that_is_kept_keeps_nothing_of_the_device(stack_11: Any) -> None:
+    before = stack_11.emulator.live()
+    with stack_11.open(cuda_graphs=False) as backend:
+        stack_11.emulator.fail("emu_launch", code=REFUSED)
+        with pytest.raises(DeviceError) as kept:
+            backend.infer(stack_11.images(4))
+    assert stack_11.emulator.live() == before
+    assert kept.value.__traceback__ is not None
+
+
 def test_a_context_reset_by_somebody_else(stack_11: Any) -> None:
     from infer.backends.cuda.driver import library
 
