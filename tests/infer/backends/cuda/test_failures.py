@@ -209,7 +209,9 @@ def test_errors_keep_nothing_alive(stack_11: Any, device: Device) -> None:
     assert wrong == []
 
 
+@pytest.mark.usefixtures("device")
 def test_an_error_that_is_kept_keeps_nothing_of_the_device(stack_11: Any) -> None:
+    """While somebody else uses the context, which would else take everything with it."""
     before = stack_11.emulator.live()
     with stack_11.open(cuda_graphs=False) as backend:
         stack_11.emulator.fail("emu_launch", code=REFUSED)
