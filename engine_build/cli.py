@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from engine_build.doctor.cli import doctor
 from engine_build.network.cli import models
 from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
 from infer.entry import run_app
+from infer.terminal import draws
 
 app = new_app(
     "engine_build",
@@ -112,7 +114,7 @@ def build(
         tf32=tf32,
         max_aux_streams=max_aux_streams,
         avg_timing_iterations=avg_timing,
-        progress=console.is_terminal,
+        progress=draws(sys.stderr),
     )
     int8 = Int8Options(
         cache=cache,

@@ -3,9 +3,9 @@
 Three ceilings, each in images per second:
 
 * **compute**: the tensor cores' dense peak / two operations for each multiply-accumulate. The peak is that of the
-  fastest accumulate type that TensorRT may use (FP16 for fp16 and fp8), so no choice of kernels can beat it; it holds at
-  the boost clock of the source. Work outside convolutions and products is not counted. A plan of several precisions is
-  taken to multiply in its fastest.
+  fastest accumulate type that TensorRT may use (FP16 for fp16 and fp8), so no choice of kernels can beat it. It holds
+  at the boost clock of the source. Work outside convolutions and products is not counted. A plan of several precisions
+  is taken to multiply in its fastest.
 * **memory**: bandwidth / the bytes that the plan's audit counts for one image. An estimate: every tensor between two
   kernels is taken to be written and read once. A cache that holds such tensors can beat it.
 * **transfer**: PCIe in one direction / the bytes of a uint8 image. Does not bind images that are on the device already.
@@ -258,3 +258,23 @@ def ceiling(work: Work, gpu: GpuPeaks, batch: int | None = None) -> Ceiling:
         transfer=gpu.pcie * 1e9 / work.input,
         runs=work.capabilities is None or gpu.compute_capability in work.capabilities,
     )
+
+
+def above(work: Work, gpu: GpuPeaks, measured: Sequence[tuple[int, float]]) -> list[str]:
+    """A note where a rate is above its compute ceiling: then the GPU's clock was above that of the peak.
+
+    Args:
+        work: cost of an image.
+        gpu: that ran.
+        measured: batch size and images per second of each point.
+    """
+    shares = [
+        (rate / top.compute, batch)
+        for batch, rate in measured
+        if (top := ceiling(work, gpu, batch)).compute and top.bound == "compute"
+    ]
+    share, batch = max(shares, default=(0.0, 0))
+    if share <= 1:
+        return []
+    clock = f"at {gpu.clock} MHz" if gpu.clock else "at a boost clock that its paper does not name"
+    return [f"batch {batch} reaches {100 * share:.0f} % of the ceiling, which holds {clock}: this GPU ran faster"]

@@ -341,13 +341,6 @@ def test_csv_and_plot(report, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "plot.svg", "sub"]
 
 
-def test_the_table_leaves_out_what_was_not_measured(report):
-    heads = [column.header for column in report.table().columns]
-    assert heads[:4] == ["batch", "in flight", "images/s", "mean"] and "H2D" in heads and "of ceiling" in heads
-    plain = Report(report.subject, {}, {}, Options(), [Point(1, 1, [run_of(STEADY)])])
-    assert [column.header for column in plain.table().columns][-1] == "CV %"
-
-
 def test_numbers():
     assert numbers("--batch", "1, 8,32") == [1, 8, 32]
     assert numbers("--batch", None) is None
