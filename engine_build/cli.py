@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calibration.choices import DEFAULT_LIMIT, DEFAULT_METHOD
 from engine_build import cli_options as o
@@ -17,6 +16,7 @@ from engine_build.doctor.cli import doctor
 from engine_build.network.cli import models
 from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
 from infer.entry import run_app
+from infer.tables import say
 from infer.terminal import draws
 
 app = new_app(
@@ -25,11 +25,10 @@ app = new_app(
 )
 app.command()(models)
 app.command()(doctor)
-console = Console(stderr=True, highlight=False)
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    say(line, stream=sys.stderr)
 
 
 @app.command(
@@ -228,7 +227,7 @@ def demo(
     """Take the shipped model through the whole chain: build, classify, verify, one table."""
     from engine_build.demo import demo as run
 
-    run(output, Console(highlight=False))
+    run(output)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from infer.terminal import draws, width_of
 
 _GAP = 2
-_LEAST_TEXT = 20  # columns of a wrapped text beside its label; with fewer it stands below
+_LEAST_TEXT = 24  # columns of a wrapped text beside its label; with fewer it stands below
+_WORDS = re.compile(" (?!%)")  # a number and its percent sign stay together
 _PIECES = re.compile(r"[^/_,;:=.-]*[/_,;:=.-]+|[^/_,;:=.-]+")
 
 
@@ -50,7 +52,7 @@ def wrap(text: str, width: int | None, first: int = 0) -> list[str]:
     if width is None:
         return [text]
     lines, room = [""], width - first
-    for word in text.split(" "):
+    for word in _WORDS.split(text):
         glue = " " if lines[-1] else ""
         for piece in [word] if _cells(word) <= width else _PIECES.findall(word):
             if _cells(lines[-1] + glue + piece) > room and (lines[-1] or room < width):
@@ -77,11 +79,12 @@ def one_line(title: str, width: int | None) -> str:
     return " ".join([*words, dots])
 
 
-def say(text: str, indent: int = 2) -> None:
-    """Print a sentence on standard output; further lines are indented."""
-    width = width_of(sys.stdout)
+def say(text: str, indent: int = 2, stream: TextIO | None = None) -> None:
+    """Print a sentence on standard output, or on ``stream``; further lines are indented."""
+    stream = stream or sys.stdout
+    width = width_of(stream)
     lines = wrap(text, None if width is None else width - indent, -indent)
-    print(("\n" + " " * indent).join(lines))
+    print(("\n" + " " * indent).join(lines), file=stream)
 
 
 def print_title(title: str) -> None:
@@ -149,7 +152,7 @@ def _widths(
     if width is None:
         return widths
     least = [
-        max(_cells(word) for text in column for word in text.split(" ")) if columns[n].wraps else size
+        max(_cells(word) for text in column for word in _WORDS.split(text)) if columns[n].wraps else size
         for n, column, size in zip(chosen, texts, widths, strict=True)
     ]
     room = width - _GAP * (len(chosen) - 1)

@@ -330,7 +330,7 @@ def doubts_of(point: Point) -> list[Doubt]:
     if abs(drift := float(np.median(drifts))) > 5:
         word = "rises" if drift > 0 else "falls"
         text = f"drift: latency {word} by {abs(drift):.0f} % within a run; warm up longer, or watch temperature"
-        found.append(Doubt(f"drift {word}", abs(drift), text))
+        found.append(Doubt("drift", abs(drift), text))
     if len(latencies) < 100:
         text = f"few batches: p99 of {len(latencies)} is close to the maximum; raise the duration"
         found.append(Doubt("few batches", -len(latencies), text))

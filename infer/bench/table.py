@@ -82,7 +82,7 @@ def print_ceilings(ceilings: Sequence[Ceiling]) -> None:
         Column("GPU", left=True),
         Column("batch", drop=2),
         Column("compute"),
-        Column("memory, estimate", drop=4),
+        Column("memory (estimate)", drop=4),
         Column("transfer", drop=3),
         Column("bound by", left=True),
         Column("plan", left=True, drop=1),

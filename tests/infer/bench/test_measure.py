@@ -372,7 +372,7 @@ def test_the_command_on_a_real_bundle(tiny, tmp_path):
 def test_an_untrained_bundle_is_measured_and_named_so(untrained):
     result = bench(untrained, "--duration", 0, "--batch", 1, "--in-flight", 1, "--warm-up", 0)
     assert result.exit_code == 0, result.output
-    assert "UNTRAINED" in result.stdout and "transfers: none" in result.stdout
+    assert "UNTRAINED" in result.stdout and "transfers  none" in result.stdout
 
 
 @pytest.mark.parametrize(
