@@ -18,7 +18,9 @@ from infer.terminal import draws, width_of
 
 _GAP = 2
 _LEAST_TEXT = 24  # columns of a wrapped text beside its label; with fewer it stands below
-_WORDS = re.compile(" (?!%)")  # a number and its percent sign stay together
+# Between words, but not between a number and its unit.
+_UNITS = r"(?:%|s|ms|dB|B|[KMG]iB|fp\d+|bf16|int8)(?!\w)"
+_WORDS = re.compile(rf"(?<!\d) | (?!{_UNITS})")
 _PIECES = re.compile(r"[^/_,;:=.-]*[/_,;:=.-]+|[^/_,;:=.-]+")
 
 
@@ -104,6 +106,9 @@ def print_facts(title: str | None, rows: Iterable[tuple[str, str]]) -> None:
     below = width is not None and width - indent < _LEAST_TEXT
     for label, text in rows:
         if below:
+            if _cells(label) + _GAP + _cells(text) <= (width or 0):
+                print(label + " " * _GAP + text)
+                continue
             print(label)
             print("\n".join("  " + line for line in wrap(text, width and width - 2)))
             continue

@@ -55,11 +55,14 @@ class Part(NamedTuple):
 
     Attributes:
         text: of the piece, with the comma or space that separates it from the one before.
-        keep: the lowest are left out first where the line is too long; the highest always stays.
+        keep: the lowest are left out first where the line is too long; the last one stays.
     """
 
     text: str
-    keep: int
+    keep: float
+
+
+TITLE = 2.5  # keep of a line's title: what is done matters more, how fast and until when does not
 
 
 def fit(parts: Sequence[Part], width: int) -> str:
@@ -84,14 +87,18 @@ def bar(title: str, total: float | None, parts: Callable[[Task], Sequence[Part]]
         def render(self, task: Task) -> Text:
             # Without the spinner and its space; and the last column stays free, or some terminals go to the next line.
             room = (width_of(sys.stderr) or 80) - 3
-            words = fit(parts(task), room - len(title))
-            left = room - len(title) - len(words) - 1
-            text = Text(title, no_wrap=True, overflow="crop")
+            said = [Part(title, TITLE), *parts(task)]
+            words = fit(said, room)
+            left = room - len(words) - 1
+            text = Text(no_wrap=True, overflow="crop")
+            if not words.startswith(title):
+                return text.append(words.lstrip(" ,"))
+            text.append(title)
             if left >= _LEAST_BAR and task.total:
                 size = min(left, _MOST_BAR)
                 full = round(size * min(1.0, task.completed / task.total))
-                text.append(" ").append("\u2501" * full, "bar.complete").append("\u2501" * (size - full), "bar.back")
-            return text.append(words)
+                text.append(" ").append("\u2501" * full, "bar.complete").append("\u2500" * (size - full), "bar.back")
+            return text.append(words[len(title) :])
 
     # Not the width that rich finds: it takes 80 for every terminal that it does not know.
     with Progress(SpinnerColumn(), Line(), console=Console(stderr=True, highlight=False), transient=True) as drawn:
@@ -126,10 +133,14 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def phases(title: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar for work whose share is known and whose speed is not, on standard error.
+    """A bar for work whose share is known and whose speed is not, on standard error, where that is a terminal.
 
     Yields a function that takes the share that is done, 0 to 1, and what is under way.
     """
+
+    if not draws(sys.stderr):
+        yield lambda fraction, phase: None
+        return
 
     def parts(task: Task) -> list[Part]:
         phase = str(task.fields.get("phase", ""))

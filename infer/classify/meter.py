@@ -98,7 +98,12 @@ class Meter:
         left = self.remaining()
         of = "" if self.total is None else f" of {self.total}"
         to_go = "" if left is None else f", {clock_time(left)} to go"
-        return [Part(f"{self.done}{of} images", 3), Part(f", {self.recent_rate:.1f}/s", 1), Part(to_go, 2)]
+        return [
+            Part(f"{self.done}{of}", 3),
+            Part(" images", 2.2),
+            Part(f", {self.recent_rate:.1f}/s", 1),
+            Part(to_go, 2),
+        ]
 
 
 @contextmanager
