@@ -37,6 +37,7 @@ def run(
     from calibration.from_images import calibrate
     from calibration.request import Request
     from infer.bundle import GRAPH, check_files, read_manifest
+    from infer.tables import say
     from infer.terminal import progress
 
     manifest = read_manifest(bundle)
@@ -54,7 +55,7 @@ def run(
             progress=lambda done: advance(1),
         )
     for line in (*result.failures, *result.statistics.warnings):
-        print(line, file=sys.stderr)
+        say(line, stream=sys.stderr)
     write_cache(output, result.cache)
     found = {"cache": str(output), "method": method, "images": result.statistics.images}
     if as_json:
@@ -73,6 +74,7 @@ def show(
 ) -> None:
     """Show the scales of a cache and where it came from."""
     from calibration.cache import coverage, read_cache
+    from infer.tables import print_facts
 
     content = read_cache(cache)
     origin = content.provenance
@@ -94,8 +96,10 @@ def show(
     if as_json:
         print(json.dumps(found | {"scales": {name: float(scale) for name, scale in content.scales.items()}}))
         return
+    rows = []
     for key, value in found.items():
-        print(f"{key.replace('_', ' '):14} {'unknown' if value is None else value}")
+        rows.append((key.replace("_", " "), "unknown" if value is None else str(value)))
+    print_facts(None, rows)
     for name, scale in content.scales.items():
         print(f"  {float(scale):12.6g}  {name}")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from infer.bundle import Manifest, Plan
 from infer.bundle.build_record import AuditSummary
+from infer.names import printable
+from infer.tables import Column, print_table, say
 from infer.terminal import human_bytes
 
 if TYPE_CHECKING:
@@ -65,33 +65,29 @@ def _optional_bytes(size: int | None) -> str:
 
 def print_result(folder: Path, manifest: Manifest, steps: Steps) -> None:
     """Print the plans side by side, then times, notes and warnings."""
-    out = Console(highlight=False)
-    table = Table(title=f"{folder}", title_justify="left")
-    table.add_column("")
-    for plan in manifest.plans:
-        table.add_column(f"{plan.target} {plan.version}")
+    rows = []
     for label, cell in _ROWS:
         cells = [cell(plan, plan.audit.summary) if plan.audit else "" for plan in manifest.plans]
         if any(cells):
-            table.add_row(label, *cells)
-    out.print(table)
+            rows.append([label, *cells])
+    heads = [Column(f"{plan.target} {plan.version}", left=True, wraps=True) for plan in manifest.plans]
+    print_table(printable(str(folder)), [Column("", left=True, wraps=True), *heads], rows)
+    print()
     for check in manifest.checks:
         what = f"the {check.precision} graph as written" if check.target == "graph" else check.target
-        out.print(f"check: {what} against the {check.against}: {check}", markup=False)
-    out.print("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()), markup=False)
+        say(f"check: {what} against the {check.against}: {check}")
+    say("times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.seconds.items()))
     for plan in manifest.plans:
         if plan.compute_capabilities and plan.gpu is None:
-            out.print(f"{plan.target} runs on compute capability {', '.join(plan.compute_capabilities)}", markup=False)
+            say(f"{plan.target} runs on compute capability {', '.join(plan.compute_capabilities)}")
         for note in plan.notes:
-            out.print(f"note ({plan.target}): {note}", markup=False)
+            say(f"note ({plan.target}): {note}")
     for note in manifest.notes:
-        out.print(f"note: {note}", markup=False)
+        say(f"note: {note}")
     if not manifest.model.trained:
-        out.print(
+        say(
             f"WARNING: {manifest.model.name} has RANDOM weights: good for inspection and benchmarks, its predictions "
-            "mean nothing. Pass a checkpoint with WEIGHTS=path (--weights).",
-            style="bold yellow",
-            markup=False,
+            "mean nothing. Pass a checkpoint with WEIGHTS=path (--weights)."
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calibration.choices import DEFAULT_LIMIT, DEFAULT_METHOD
 from engine_build import cli_options as o
@@ -16,6 +16,8 @@ from engine_build.doctor.cli import doctor
 from engine_build.network.cli import models
 from infer.command_line import DebugOption, JsonOption, guarded, new_app, renamed
 from infer.entry import run_app
+from infer.tables import say
+from infer.terminal import draws
 
 app = new_app(
     "engine_build",
@@ -23,11 +25,10 @@ app = new_app(
 )
 app.command()(models)
 app.command()(doctor)
-console = Console(stderr=True, highlight=False)
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    say(line, stream=sys.stderr)
 
 
 @app.command(
@@ -112,7 +113,7 @@ def build(
         tf32=tf32,
         max_aux_streams=max_aux_streams,
         avg_timing_iterations=avg_timing,
-        progress=console.is_terminal,
+        progress=draws(sys.stderr),
     )
     int8 = Int8Options(
         cache=cache,
@@ -226,7 +227,7 @@ def demo(
     """Take the shipped model through the whole chain: build, classify, verify, one table."""
     from engine_build.demo import demo as run
 
-    run(output, Console(highlight=False))
+    run(output)
 
 
 def main() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from engine_build.build_bundle import BuildOptions, build
 from engine_build.network.zoo import find_model
@@ -16,7 +13,8 @@ from engine_build.targets import BuildSettings
 from infer.errors import AccuracyError, InputError
 from infer.predictions import Prediction
 from infer.runner import open_bundle
-from infer.terminal import human_bytes
+from infer.tables import Column, print_table, say
+from infer.terminal import draws, human_bytes
 from infer.verify.run import Verification, verify_bundle
 
 MODEL = "iresnet50_fashion"
@@ -24,12 +22,11 @@ PRECISIONS = ("fp32", "fp16", "int8")
 SAMPLES = 6
 
 
-def demo(output: Path, console: Console) -> None:
+def demo(output: Path) -> None:
     """Build the shipped model at every precision, classify pictures, verify on its test images, print a table.
 
     Args:
         output: folder for the bundles.
-        console: for progress and results.
 
     Raises:
         InputError: the test images are not here.
@@ -43,10 +40,10 @@ def demo(output: Path, console: Console) -> None:
             f"the demo's test images are not installed with the package; copy {data.name} from the source "
             f"distribution (pip download --no-binary :all: --no-deps iresnet-trt) or the repository to {data}"
         )
-    options = BuildOptions(MODEL, settings=BuildSettings(progress=console.is_terminal), offline=True)
+    options = BuildOptions(MODEL, settings=BuildSettings(progress=draws(sys.stderr)), offline=True)
     results: list[tuple[str, list[list[str]], Verification]] = []
     for precision in PRECISIONS:
-        console.print(f"building {MODEL} at {precision}")
+        say(f"building {MODEL} at {precision}")
         folder, manifest = build(replace(options, precision=precision, output=output / f"{MODEL}-{precision}"))
         plans = [
             [
@@ -60,8 +57,8 @@ def demo(output: Path, console: Console) -> None:
 
     with open_bundle(output / f"{MODEL}-{PRECISIONS[-1]}") as runner:
         names, pictures = _samples(data, SAMPLES)
-        _print_predictions(console, f"{runner.folder} on {runner.target}", names, runner.classify(pictures))
-    _print_results(console, results)
+        _print_predictions(f"{runner.folder} on {runner.target}", names, runner.classify(pictures))
+    _print_results(results)
     failed = [precision for precision, _, verification in results if verification.accuracy.outcome != "passed"]
     if failed:
         raise AccuracyError(f"these precisions miss the accuracy threshold: {', '.join(failed)}")
@@ -76,40 +73,46 @@ def _samples(data: Path, count: int) -> tuple[list[str], list[bytes]]:
         return [member.name for member in chosen], [file.read() for file in files if file is not None]
 
 
-def _print_predictions(console: Console, title: str, names: list[str], predictions: list[Prediction]) -> None:
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for head in ("image", "prediction", "probability", "next"):
-        table.add_column(head)
+def _print_predictions(title: str, names: list[str], predictions: list[Prediction]) -> None:
+    rows = []
     for name, prediction in zip(names, predictions, strict=True):
         best, second = prediction.top[:2]
-        table.add_row(name, best.label, f"{best.score:.1%}", f"{second.label} {second.score:.1%}")
-    console.print(table)
+        rows.append([name, best.label, f"{best.score:.1%}", f"{second.label} {second.score:.1%}"])
+    columns = [
+        Column("image", left=True),
+        Column("prediction", left=True),
+        Column("probability"),
+        Column("next", left=True, drop=1),
+    ]
+    print()
+    print_table(title, columns, rows)
 
 
-def _print_results(console: Console, results: list[tuple[str, list[list[str]], Verification]]) -> None:
-    table = Table(title=f"{MODEL}, verified on its test images", box=box.SIMPLE, title_justify="left", pad_edge=False)
-    for head in ("precision", "target", "kernels", "size", "top-1", "agreement", "check"):
-        table.add_column(head, no_wrap=True)
+def _print_results(results: list[tuple[str, list[list[str]], Verification]]) -> None:
+    rows = []
     for precision, plans, verification in results:
         found = verification.accuracy
         for number, (target, kernels, size) in enumerate(plans):
             measured = target == found.target
-            table.add_row(
-                precision if number == 0 else "",
-                target,
-                kernels,
-                size,
-                f"{found.figures.top1:.2f} %" if measured else "on a GPU",
-                f"{found.figures.agreement:.2f} %" if measured else "",
-                _outcome(found.outcome) if measured else "",
-            )
-    console.print(table)
+            top1 = f"{found.figures.top1:.2f} %" if measured else "on a GPU"
+            agreement = f"{found.figures.agreement:.2f} %" if measured else ""
+            outcome = _outcome(found.outcome) if measured else ""
+            rows.append([precision if number == 0 else "", target, kernels, size, top1, agreement, outcome])
+    columns = [
+        Column("precision", left=True),
+        Column("target", left=True),
+        Column("kernels", left=True, wraps=True, drop=2),
+        Column("size", drop=1),
+        Column("top-1"),
+        Column("agreement", drop=3),
+        Column("check", left=True),
+    ]
+    print()
+    print_table(f"{MODEL}, verified on its test images", columns, rows)
     first = results[0][2].accuracy
-    console.print(
-        f"Agreement: images of {first.figures.images} with the top-1 of {first.reference}.\n"
-        "The TensorRT-RTX plans are built and audited here; they run on an NVIDIA GPU.",
-        markup=False,
-    )
+    print()
+    say(f"Agreement: images of {first.figures.images} with the top-1 of {first.reference}.")
+    say("The TensorRT-RTX plans are built and audited here; they run on an NVIDIA GPU.")
 
 
 def _outcome(outcome: str) -> str:

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from infer.entry import OUTPUT, Terminated, discard_output
 from infer.errors import InputError, IResNetError, MissingDependencyError
 from infer.names import printable
+from infer.tables import say
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,7 +124,7 @@ def fail(error: IResNetError) -> NoReturn:
     Raises:
         typer.Exit: always, with the error's exit code.
     """
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    say(f"error: {printable(' '.join(str(error).split()))}", stream=sys.stderr)
     raise typer.Exit(error.exit_code) from None
 
 

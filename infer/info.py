@@ -10,6 +10,8 @@ import typer
 
 from infer.command_line import DebugOption, JsonOption, guarded
 from infer.errors import KnownAnswersError
+from infer.names import printable
+from infer.tables import print_facts, say
 from infer.terminal import human_bytes
 
 if TYPE_CHECKING:
@@ -61,30 +63,30 @@ def _print_checks(reports: list[TargetReport]) -> None:
 
     for report in reports:
         if report.unavailable is not None:
-            print(f"known answers on {report.target}: not checked, it does not run here")
+            say(f"known answers on {report.target}: not checked, it does not run here")
         for checked in report.checked:
-            print(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s, {checked.device}")
+            say(f"known answers on {report.target}: {describe(checked)}, {checked.seconds:.2f} s, {checked.device}")
         if report.error is not None:
-            print(f"known answers on {report.target}: FAILED: {report.error}")
+            say(f"known answers on {report.target}: FAILED: {report.error}")
 
 
 def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from infer.checks.known_answers import TELLING_DB
     from infer.checks.passed import describe
     from infer.checks.self_test import passed_here
 
     model = manifest.model
-    out = Console(highlight=False)
-    table = Table(title=str(bundle), title_justify="left", show_header=False)
-    table.add_row("model", f"{model.name}, {model.num_classes} classes, {manifest.precision}")
-    table.add_row("weights", model.weights + ("" if model.trained else "  UNTRAINED"))
+    rows: list[tuple[str, str]] = []
+
+    def add(label: str, text: str) -> None:
+        rows.append((label, text))
+
+    add("model", f"{model.name}, {model.num_classes} classes, {manifest.precision}")
+    add("weights", model.weights + ("" if model.trained else "  UNTRAINED"))
     for tensor in (*manifest.inputs, *manifest.outputs):
-        table.add_row(tensor.name, f"{tensor.dtype} {tensor.shape}")
+        add(tensor.name, f"{tensor.dtype} {tensor.shape}")
     batch = manifest.batch
-    table.add_row("batch of TensorRT plans", f"{batch.min} to {batch.max}, tuned for {batch.opt}")
+    add("batch of TensorRT plans", f"{batch.min} to {batch.max}, tuned for {batch.opt}")
     for plan in manifest.plans:
         where = plan.gpu or (
             f"compute capability {', '.join(plan.compute_capabilities)}" if plan.compute_capabilities else ""
@@ -93,23 +95,23 @@ def _print_info(bundle: Path, manifest: Manifest, runnable: dict[str, str | None
         state = "runs here" if runnable[plan.target] is None else f"does not run here: {runnable[plan.target]}"
         if plan.audit is not None and plan.audit.summary.instruction_set:
             where = f"built where its kernels were {plan.audit.summary.instruction_set}"
-        table.add_row(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
+        add(plan.target, f"{size}, version {plan.version}, {where + ', ' if where else ''}{state}")
     for check in manifest.checks:
-        table.add_row(f"{check.target} at the build", f"against the {check.against}: {check}, {check.engine}")
+        add(f"{check.target} at the build", f"against the {check.against}: {check}, {check.engine}")
     if (answers := manifest.known_answers) is None:
-        table.add_row("known answers", "none: what this bundle computes cannot be checked")
+        add("known answers", "none: what this bundle computes cannot be checked")
     else:
         tells = f"{answers.floor_db:.1f} dB needed" if answers.floor_db >= TELLING_DB else "cannot tell"
-        table.add_row("known answers", f"{answers.images} pictures, {tells}, by {answers.engine}")
+        add("known answers", f"{answers.images} pictures, {tells}, by {answers.engine}")
         for checked in passed_here(bundle, manifest):
-            table.add_row(f"  on {checked.target}", f"{describe(checked)}, {checked.device}")
+            add(f"  on {checked.target}", f"{describe(checked)}, {checked.device}")
     for measured in manifest.accuracy:
         figures = measured.figures
         top1 = "" if figures.top1 is None else f"top-1 {figures.top1:.2f} %, "
         agreement = "" if figures.agreement is None else f"agreement {figures.agreement:.2f} %, "
         word = measured.outcome if measured.outcome == "passed" else measured.outcome.upper()
-        table.add_row(
+        add(
             f"accuracy on {measured.target}",
             f"{word}: {top1}{agreement}{measured.counts.images} images of {measured.data}",
         )
-    out.print(table)
+    print_facts(printable(str(bundle)), rows)

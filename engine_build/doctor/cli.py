@@ -34,10 +34,8 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 def _print(report: Report) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
-
     from engine_build.doctor.report import writable
+    from infer.tables import print_facts, say
     from infer.terminal import human_bytes
 
     limit = f", limited to {report.isa_limit} by ONEDNN_MAX_CPU_ISA" if report.isa_limit else ""
@@ -45,9 +43,6 @@ def _print(report: Report) -> None:
     installed = ", ".join(f"{name} {number}" for name, number in report.packages.items() if number)
     state = human_bytes(report.cache_bytes) + ("" if writable(Path(report.cache)) else ", NOT writable")
     gpus = report.gpus or [f"none: {report.no_gpu}"]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     rows = [
         ("iresnet-trt", report.version),
         ("Python", report.python),
@@ -61,16 +56,13 @@ def _print(report: Report) -> None:
         ("packages", installed),
         ("cache", f"{report.cache}, {state}"),
     ]
-    for label, value in rows:
-        table.add_row(label, value)
-    out = Console(highlight=False)
-    out.print(table)
+    print_facts(None, rows)
     if report.missing:
-        out.print("\nTo be added:")
-        for item in report.missing:
-            out.print(f"  {item.what}: {item.command}", markup=False, soft_wrap=True)
+        print("\nTo be added:")
+        print_facts(None, [(f"  {item.what}", item.command) for item in report.missing])
     if not report.runs:
-        out.print("\nNo target runs here: nothing can be classified on this machine yet.")
+        print()
+        say("No target runs here: nothing can be classified on this machine yet.")
 
 
 def _state(not_running: str | None, not_buildable: str | None) -> str:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from infer.command_line import DebugOption, JsonOption, guarded
+from infer.tables import Column, print_table, say
 
 
 @guarded
@@ -16,25 +17,23 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title="Models",
-        title_justify="left",
-        box=box.SIMPLE,
-        pad_edge=False,
-        padding=0,
-        caption="GMAC of one image; published ImageNet accuracy; official = to be downloaded",
-    )
-    for head in ("model", "parameters", "GMAC", "input", "classes", "top-1", "top-5", "weights"):
-        table.add_column(head, justify="left" if head in ("model", "weights") else "right")
+    cells = []
     for row in rows:
         published = [f"{row[key]:.2f}" if row[key] else "-" for key in ("top1", "top5")]
         size = [f"{row['parameters']:,}", f"{row['gmac']:.3f}", str(row["input"]), str(row["classes"])]
-        table.add_row(row["model"], *size, *published, row["weights"])
-    Console().print(table)
+        cells.append([row["model"], *size, *published, row["weights"]])
+    columns = [
+        Column("model", left=True),
+        Column("parameters", drop=4),
+        Column("GMAC", drop=5),
+        Column("input", drop=2),
+        Column("classes", drop=3),
+        Column("top-1"),
+        Column("top-5", drop=1),
+        Column("weights", left=True),
+    ]
+    print_table("Models", columns, cells)
+    say("GMAC of one image; published ImageNet accuracy; official = to be downloaded")
 
 
 def _rows() -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ def bench(
     from infer.backends.base import GpuOptions
     from infer.bench.measure import DEFAULT_BATCHES, Options, measure, sweep, too_large
     from infer.bench.report import Report, environment_of, flags_of, subject_of
-    from infer.bench.roofline import ceiling, find_gpus, gpu_of, known_gpus, work_of
+    from infer.bench.roofline import above, ceiling, find_gpus, gpu_of, known_gpus, work_of
+    from infer.bench.table import print_report
     from infer.runner import open_bundle
     from infer.terminal import progress
 
@@ -71,6 +72,8 @@ def bench(
             notes.append(f"left out: batches of {', '.join(map(str, left))}; {most}")
         with progress("bench", len(batches) * len(depths) * repeat) as advance:
             points = measure(runner.backend, (side, side, 3), options, advance)
+        if work is not None and gpu is not None:
+            notes.extend(above(work, gpu, [(point.batch, point.throughput) for point in points]))
         if work is not None and roofline == "all":
             chosen = [known for known in known_gpus() if ceiling(work, known).runs]
         report = Report(
@@ -87,9 +90,7 @@ def bench(
     if as_json:
         print(json.dumps(report.to_json()))
     else:
-        from rich.console import Console
-
-        report.print(Console(highlight=False))
+        print_report(report)
     # The figures stand above, whatever becomes of the files.
     if csv is not None:
         report.write_csv(csv)

@@ -283,35 +283,63 @@ def variation(values: NDArray[np.float64]) -> float:
     return float(100 * values.std(ddof=1) / values.mean()) if len(values) > 1 else 0.0
 
 
-def warnings_of(point: Point) -> list[str]:
+class Doubt(NamedTuple):
+    """What makes the figures of a point less than they seem.
+
+    Attributes:
+        form: those of one form say the same of several points.
+        size: the larger, the worse; to be compared within a form.
+        text: with the figures of the point.
+    """
+
+    form: str
+    size: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def doubts_of(point: Point) -> list[Doubt]:
     """What makes the figures of ``point`` less than they seem, or bounds them; in the spirit of trtexec's warnings."""
     found = []
     if (stages := point.stages) is not None:
         if stages.enqueue > stages.compute:
-            found.append(
+            text = (
                 f"enqueue-bound: the host needs {stages.enqueue:.2f} ms to enqueue what the device computes in "
                 f"{stages.compute:.2f} ms; use CUDA graphs or larger batches"
             )
+            found.append(Doubt("enqueue", stages.enqueue / max(stages.compute, 1e-9), text))
         if max(stages.h2d, stages.d2h) > stages.compute:
             way, copy = ("to", stages.h2d) if stages.h2d >= stages.d2h else ("from", stages.d2h)
-            found.append(
+            text = (
                 f"copy-bound: the copy {way} the device takes {copy:.2f} ms, the network {stages.compute:.2f} ms; "
                 "keep images in device memory"
             )
-        if stages.compute_cv > 1:
-            found.append(f"unstable: the network's time varies by {stages.compute_cv:.1f} %; lock the GPU's clocks")
+            found.append(Doubt(f"copy {way}", copy / max(stages.compute, 1e-9), text))
+        if (cv := stages.compute_cv) > 1:
+            text = f"unstable: the network's time varies by {cv:.1f} %; lock the GPU's clocks"
+            found.append(Doubt("network varies", cv, text))
     latencies = point.latencies
     if point.stages is None and (cv := variation(latencies)) > 10:
-        found.append(f"unstable: latency varies by {cv:.0f} %; is the machine busy?")
-    if point.spread > 5:
-        found.append(f"unstable: throughput differs by {point.spread:.0f} % between the repeats")
+        found.append(Doubt("latency varies", cv, f"unstable: latency varies by {cv:.0f} %; is the machine busy?"))
+    if (spread := point.spread) > 5:
+        text = f"unstable: throughput differs by {spread:.0f} % between the repeats"
+        found.append(Doubt("repeats differ", spread, text))
     drifts = [_drift(run.latencies) for run in point.runs]
     if abs(drift := float(np.median(drifts))) > 5:
         word = "rises" if drift > 0 else "falls"
-        found.append(f"drift: latency {word} by {abs(drift):.0f} % within a run; warm up longer, or watch temperature")
+        text = f"drift: latency {word} by {abs(drift):.0f} % within a run; warm up longer, or watch temperature"
+        found.append(Doubt("drift", abs(drift), text))
     if len(latencies) < 100:
-        found.append(f"few batches: p99 of {len(latencies)} is close to the maximum; raise the duration")
+        text = f"few batches: p99 of {len(latencies)} is close to the maximum; raise the duration"
+        found.append(Doubt("few batches", -len(latencies), text))
     return found
+
+
+def warnings_of(point: Point) -> list[str]:
+    """The texts of :func:`doubts_of`."""
+    return [doubt.text for doubt in doubts_of(point)]
 
 
 def _drift(latencies: NDArray[np.float64]) -> float:

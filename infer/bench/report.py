@@ -1,4 +1,4 @@
-"""What a benchmark says: tables for people, JSON, CSV and a plot."""
+"""What a benchmark says: JSON, CSV and a plot; the text for people is in :mod:`infer.bench.table`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +19,7 @@ from infer.bundle import now
 from infer.files import write_bytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from infer.runner import Runner
-
-_COLUMNS = (
-    ("batch", "batch"),
-    ("in flight", "in_flight"),
-    ("images/s", "throughput"),
-    ("mean", "latency_mean_ms"),
-    *((f"p{p}", f"latency_p{p}_ms") for p in (50, 90, 95, 99)),
-    ("CV %", "latency_cv"),
-    ("H2D", "h2d_ms"),
-    ("compute", "compute_ms"),
-    ("D2H", "d2h_ms"),
-    ("enqueue", "enqueue_ms"),
-    ("of ceiling", "share_of_ceiling"),
-)
 
 
 @dataclass(frozen=True)
@@ -115,69 +97,6 @@ class Report:
         from infer.bench.plot import write_plot
 
         write_plot(self, path)
-
-    def table(self) -> Table:
-        """The points for a terminal, without columns that nothing was measured for."""
-        from rich import box
-        from rich.table import Table
-
-        rows = self.rows()
-        subject = self.subject
-        untrained = "" if subject["trained"] else ", UNTRAINED"
-        table = Table(
-            title=f"{subject['model']} {subject['precision']}{untrained} on {subject['target']}, {subject['device']}",
-            title_justify="left",
-            caption="times in ms",
-            caption_justify="left",
-            box=box.SIMPLE,
-            padding=(0, 1, 0, 0),
-        )
-        columns = [(head, key) for head, key in _COLUMNS if any(getattr(row, key) is not None for row in rows)]
-        for head, _ in columns:
-            table.add_column(head, justify="right")
-        for row in rows:
-            table.add_row(*(_cell(key, getattr(row, key)) for _, key in columns))
-        return table
-
-    def print(self, out: Console) -> None:
-        """Tables, how it was measured, and the warnings."""
-        out.print(self.table())
-        for name, value in self.flags.items():
-            out.print(f"{name}: {value}", markup=False, soft_wrap=True)
-        for row in self.rows():
-            for warning in row.warnings:
-                where = f"batch {row.batch}, {row.in_flight} in flight"
-                out.print(f"warning: {where}: {warning}", markup=False, soft_wrap=True)
-        if self.ceilings:
-            out.print(ceiling_table(self.ceilings))
-        for note in self.notes:
-            out.print(f"note: {note}", markup=False, soft_wrap=True)
-
-
-def ceiling_table(ceilings: Sequence[Ceiling]) -> Table:
-    """Ceilings for a terminal."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, title="Roofline: images/s at most", title_justify="left")
-    for head in ("GPU", "batch", "compute", "memory (estimate)", "transfer", "bound by", ""):
-        table.add_column(head, justify="left" if head in ("GPU", "bound by", "") else "right")
-    for top in ceilings:
-        rates = (f"{rate:,.0f}" if rate else "unknown" for rate in (top.compute, top.memory, top.transfer))
-        table.add_row(top.gpu.key, str(top.batch), *rates, top.bound, "" if top.runs else "plan does not run here")
-    return table
-
-
-def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if key in ("batch", "in_flight"):
-        return str(value)
-    if key == "throughput":
-        return f"{value:,.1f}"
-    if key == "share_of_ceiling":
-        return f"{100 * value:.1f} %"
-    return f"{value:.1f}" if key == "latency_cv" or value >= 100 else f"{value:.3g}"
 
 
 def subject_of(runner: Runner) -> dict[str, Any]:

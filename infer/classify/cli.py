@@ -17,6 +17,7 @@ from infer.choices import Runs
 from infer.command_line import DebugOption, ThreadsOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
 from infer.names import printable
+from infer.tables import say
 
 if TYPE_CHECKING:
     from infer.classify.job import JobCounts, Shard
@@ -97,7 +98,7 @@ def classify(
     _check_options(inputs, lists, output, resume=resume, overwrite=overwrite, as_json=as_json)
     partial = None if output is None else partial_output(output)
     if partial is not None and partial.finished(resume=resume, overwrite=overwrite):
-        print(f"{output} is finished, nothing to do; --overwrite makes it anew", file=sys.stderr)
+        say(f"{output} is finished, nothing to do; --overwrite makes it anew", stream=sys.stderr)
         return
     with open_bundle(bundle, target=target, allow_untrained=allow_untrained, threads=threads) as runner:
         runner.require_trained()
@@ -141,8 +142,8 @@ def classify(
                 run(sink)
         named.close()
         if skipped.total:
-            print(skipped, file=sys.stderr)
-        print(_summary(bundle, runner.target, meter, tally), file=sys.stderr)
+            say(str(skipped), stream=sys.stderr)
+        say(_summary(bundle, runner.target, meter, tally), stream=sys.stderr)
     if tally.failed:
         raise typer.Exit(1 if tally.good else ImageError.exit_code)
 
@@ -171,11 +172,11 @@ class _Named:
     def __call__(self, prediction: Prediction) -> None:
         self._count += 1
         if self._most is None or self._count <= self._most:
-            print(f"error: {printable(str(prediction.error))}", file=sys.stderr)
+            say(f"error: {printable(str(prediction.error))}", stream=sys.stderr)
 
     def close(self) -> None:
         if self._most is not None and self._count > self._most:
-            print(f"error: and {self._count - self._most} more; their rows say why", file=sys.stderr)
+            say(f"error: and {self._count - self._most} more; their rows say why", stream=sys.stderr)
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def _finished_or_kept(sink: FileSink, partial: PartialOutput, meter: Meter) -> I
         except (OSError, IResNetError):  # the first cause is the one to tell
             kept = "the rows that could be written"
         if meter.done:
-            print(f"{kept} are kept in {partial.folder}; --resume goes on there", file=sys.stderr)
+            say(f"{kept} are kept in {partial.folder}; --resume goes on there", stream=sys.stderr)
         raise
 
 

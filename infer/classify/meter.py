@@ -7,7 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from infer.terminal import Part, bar, clock_time, draws
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 Activity: TypeAlias = Literal["decode", "infer", "write"]
 _WORDS: dict[Activity, str] = {"decode": "decoding", "infer": "the engine", "write": "writing"}
@@ -79,38 +84,47 @@ class Meter:
 
     def line(self) -> str:
         """All of it on one line."""
+        return "".join(part.text for part in self._progress()) + f"; {self.shares()}"
+
+    def parts(self) -> list[Part]:
+        """The same in pieces for a bar; of the waiting only what took most."""
+        most = max(self.waited, key=self.waited.__getitem__)
+        share = 100 * self.waited[most] / max(self.seconds, 1e-9)
+        waits = f", {share:.0f} % waiting for {_WORDS[most]}" if self.waited[most] else ""
+        count, *rest = self._progress()
+        return [Part(f" {count.text}", count.keep), *rest, Part(waits, 0)]
+
+    def _progress(self) -> list[Part]:
         left = self.remaining()
         of = "" if self.total is None else f" of {self.total}"
         to_go = "" if left is None else f", {clock_time(left)} to go"
-        return f"{self.done}{of} images, {self.recent_rate:.1f}/s{to_go}; {self.shares()}"
-
-
-def clock_time(seconds: float) -> str:
-    """``3725`` as ``1:02:05``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+        return [
+            Part(f"{self.done}{of}", 3),
+            Part(" images", 2.2),
+            Part(f", {self.recent_rate:.1f}/s", 1),
+            Part(to_go, 2),
+        ]
 
 
 @contextmanager
 def shown(title: str, meter: Meter, every: float = 10.0) -> Iterator[Callable[[], None]]:
-    """Show ``meter`` on standard error: a bar on a terminal, else a line each ``every`` seconds.
+    """Show ``meter`` on standard error: a bar on a terminal that can draw one, else a line each ``every`` seconds.
 
     Yields:
         A function to call after each change.
     """
-    if not sys.stderr.isatty():
+    if not draws(sys.stderr):
         yield _lines(title, meter, every)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[line]}"))
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task(title, total=None, line="")
+    def parts(task: Task) -> list[Part]:
+        return meter.parts()
+
+    with bar(title, None, parts) as drawn:
+        [task] = drawn.task_ids
 
         def refresh() -> None:
-            fields: dict[str, Any] = {"line": meter.line()}
-            bar.update(task, completed=meter.done, total=meter.total, **fields)
+            drawn.update(task, completed=meter.done, total=meter.total)
 
         yield refresh
 

@@ -14,6 +14,8 @@ import typer
 from infer.choices import Runs
 from infer.command_line import DebugOption, JsonOption, ThreadsOption, guarded
 from infer.errors import AccuracyError, InconclusiveError, InputError
+from infer.names import printable
+from infer.tables import Column, print_facts, print_table, say
 
 if TYPE_CHECKING:
     from infer.bundle.accuracy_record import Accuracy, Figures
@@ -119,7 +121,7 @@ def verify(
 
 def _say(bundle: Path, result: Verification, *, as_json: bool, layers: bool) -> None:
     for failure in result.failures:
-        print(f"error: {failure}", file=sys.stderr)
+        say(f"error: {failure}", stream=sys.stderr)
     if as_json:
         found = {"layers": [error.to_json() for error in result.layers]} if layers else {}
         details = {"evaluation": result.details.to_json(result.labels)}
@@ -128,12 +130,12 @@ def _say(bundle: Path, result: Verification, *, as_json: bool, layers: bool) -> 
     else:
         _print_accuracy(bundle, result.accuracy, len(result.failures))
         if result.left_out:
-            print(f"left out: {len(result.left_out)} images beside the class folders, such as {result.left_out[0]}")
+            say(f"left out: {len(result.left_out)} images beside the class folders, such as {result.left_out[0]}")
         if result.skipped.total:
-            print(result.skipped)
+            say(str(result.skipped))
         _print_layers(result.layers)
     if result.unrecorded is not None:
-        print(f"not recorded: {result.unrecorded}", file=sys.stderr)
+        say(f"not recorded: {result.unrecorded}", stream=sys.stderr)
 
 
 def check_output(option: str, path: Path | None) -> None:
@@ -157,37 +159,30 @@ def check_output(option: str, path: Path | None) -> None:
 def _print_layers(errors: list[TensorError], most: int = 20) -> None:
     if not errors:
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"quantised tensors of the graph as written against FP32, worst of {len(errors)} first", box=box.SIMPLE
+    print()
+    print_table(
+        f"quantised tensors, graph as written against FP32, worst of {len(errors)}",
+        [
+            Column("tensor", left=True, wraps=True),
+            Column("SQNR dB"),
+            Column("clipped %", drop=2),
+            Column("scale", drop=1),
+        ],
+        [[e.tensor, f"{e.sqnr_db:.1f}", f"{100 * e.clipped:.3f}", f"{e.scale:.4g}"] for e in errors[:most]],
     )
-    for head in ("tensor", "SQNR dB", "clipped %", "scale"):
-        table.add_column(head, justify="left" if head == "tensor" else "right")
-    for error in errors[:most]:
-        table.add_row(error.tensor, f"{error.sqnr_db:.1f}", f"{100 * error.clipped:.3f}", f"{error.scale:.4g}")
-    Console(highlight=False).print(table)
 
 
 def _print_accuracy(bundle: Path, found: Accuracy, failures: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{bundle} on {found.target}, {found.figures.images} images"
-    table = Table(title=title, title_justify="left", show_header=False)
-    for label, value in _figures(found.figures):
-        table.add_row(label, value)
+    rows = list(_figures(found.figures))
     if found.fast_decode:
-        table.add_row("decoding", "JPEG at reduced size here, exact for FP32")
+        rows.append(("decoding", "JPEG at reduced size here, exact for FP32"))
     if failures:
-        table.add_row("unreadable images", str(failures))
-    out = Console(highlight=False)
-    out.print(table)
-    out.print(f"{found.outcome.upper()}: {found.verdict}", markup=False)
+        rows.append(("unreadable images", str(failures)))
+    print_facts(printable(str(bundle)), [("target", found.target), ("images", str(found.figures.images)), *rows])
+    print()
+    say(f"{found.outcome.upper()}: {found.verdict}")
     if found.diagnosis.kind != "unknown":
-        out.print(f"Diagnosis ({found.diagnosis.kind}): {found.diagnosis.text}", markup=False, soft_wrap=True)
+        say(f"Diagnosis ({found.diagnosis.kind}): {found.diagnosis.text}")
 
 
 def _figures(found: Figures) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import typer
 
 from infer.command_line import guarded
 from infer.errors import AccuracyError, BundleError, DeviceError, InputError
-from infer.terminal import human_bytes, progress
+from infer.terminal import clock_time, human_bytes, progress
 
 
 def command(error):
@@ -76,6 +76,13 @@ def test_results_pass():
 )  # fmt: skip
 def test_human_bytes(size, text):
     assert human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (90000, "25:00:00")]
+)
+def test_clock_time(seconds, text):
+    assert clock_time(seconds) == text
 
 
 class Terminal(io.StringIO):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from infer.terminal import draws, phases
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -135,28 +137,18 @@ def progress_bar(progress: bool | Progress | None, title: str) -> Iterator[Repor
     """The report that draws a bar called ``title``.
 
     ``progress``: a running rich Progress to add a task to, True for a bar of its own on standard error, False for none,
-    None for a bar only where standard error is a terminal.
+    None for a bar only where standard error is a terminal that can draw one.
     """
     if progress is None:
-        progress = sys.stderr.isatty()
+        progress = draws(sys.stderr)
     if progress is False:
         yield None
         return
     if progress is not True:
         yield _task_report(progress, title)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[phase]}", style="dim"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as own:
-        yield _task_report(own, title)
+    with phases(title) as report:
+        yield report
 
 
 def _task_report(progress: Progress, title: str) -> Report:

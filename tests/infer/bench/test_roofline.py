@@ -38,19 +38,88 @@ def plan(target="tensorrt_rtx", capabilities=("8.0", "8.9"), **summary):
     )  # fmt: skip
 
 
-def test_table_is_complete_and_consistent():
+#: Operations of a multiprocessor in a clock: fp16 accumulating in FP16, dense, a multiply-accumulate being two. From
+#: the whitepapers: Turing (8 tensor cores of 64 FMA), GA100 (4 of 256), GA10x (4 of 128), Ada (4 of 128), Hopper (4 of
+#: 512), RTX Blackwell (4 of 128).
+FP16_OPS = {"7.5": 1024, "8.0": 2048, "8.6": 1024, "8.9": 1024, "9.0": 4096, "12.0": 1024}
+
+
+def operations(gpu):
+    """The same of every precision: GeForce boards accumulate in FP32 at half the rate."""
+    full = FP16_OPS[gpu.compute_capability]
+    slow = 0.5 if "GeForce" in gpu.devices[0] else 1
+    fp32 = 128 if gpu.compute_capability == "7.5" else full / 2 * slow  # 64 FP32 cores; else TF32
+    best = {"fp32": fp32, "fp16": full, "bf16": full * slow, "fp8": 2 * full, "int8": 2 * full}
+    return best, {"fp16": full * slow, "fp8": 2 * full * slow}
+
+
+def test_the_table_is_complete():
     assert len(KEYS) == len({key.lower() for key in KEYS}) >= 20
     names = [name for gpu in known_gpus() for name in gpu.devices]
     assert len(names) == len(set(names))
     for gpu in known_gpus():
-        assert set(gpu.peaks) >= {"fp32", "fp16", "int8"} and gpu.source.startswith("NVIDIA")
-        # Tensor cores multiply int8 at twice the rate of fp16, GeForce (which halves FP32 accumulation) at four times.
-        ratio = 4 if "GeForce" in gpu.devices[0] else 2
-        assert gpu.peaks["int8"] / gpu.peaks["fp16"] == pytest.approx(ratio, rel=0.02), gpu.key
-        assert ("fp8" in gpu.peaks) == (float(gpu.compute_capability) >= 8.9)
-        if "GeForce" not in gpu.devices[0] and "fp8" in gpu.peaks:
-            assert gpu.peaks["fp8"] == gpu.peaks["int8"]
-        assert 100 < gpu.memory < 10_000 and gpu.pcie in (15.75, 31.5, 63)
+        assert gpu.source.startswith("NVIDIA") and 100 < gpu.memory < 10_000 and gpu.pcie in (15.75, 31.5, 63)
+        if gpu.key == "L40":  # its papers do not fit each other
+            assert not gpu.peaks and not gpu.with_fp32
+            continue
+        eight_bits = {"fp8"} if float(gpu.compute_capability) >= 8.9 else set()
+        bf16 = {"bf16"} if float(gpu.compute_capability) >= 8 else set()
+        assert set(gpu.peaks) == {"fp32", "fp16", "int8"} | eight_bits | bf16, gpu.key
+        assert set(gpu.with_fp32) == {"fp16"} | eight_bits, gpu.key
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in known_gpus() if gpu.clock], ids=lambda gpu: gpu.key)
+def test_multiprocessors_and_clock_give_every_peak(gpu):
+    best, with_fp32 = operations(gpu)
+    for found, expected in ((gpu.peaks, best), (gpu.with_fp32, with_fp32)):
+        for precision, peak in found.items():
+            assert gpu.sms * expected[precision] * gpu.clock * 1e6 / 1e12 == pytest.approx(peak, rel=0.02), precision
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in known_gpus() if not gpu.clock], ids=lambda gpu: gpu.key)
+def test_peaks_without_a_clock_are_those_of_one_clock(gpu):
+    """Which no paper names: so the precisions must agree on one, and it must be one that Hopper runs at."""
+    if gpu.key == "B200":  # nor does a paper name its multiprocessors, and TF32 is rounded
+        assert gpu.peaks["int8"] == gpu.peaks["fp8"] == 2 * gpu.peaks["fp16"]
+        return
+    best, _ = operations(gpu)
+    clocks = [peak * 1e6 / gpu.sms / best[precision] for precision, peak in gpu.peaks.items()]
+    assert max(clocks) / min(clocks) < 1.02 and 1500 < min(clocks) <= max(clocks) < 1980
+
+
+def test_boards_of_one_chip_differ_by_multiprocessors_and_clock_alone():
+    by_key = {gpu.key: gpu for gpu in known_gpus()}
+    ada, l40s = by_key["RTX-6000-Ada"], by_key["L40S"]
+    assert l40s.peaks["fp16"] / ada.peaks["fp16"] == pytest.approx(2520 / 2505, rel=0.01)
+    geforce = by_key["RTX-4090"]  # the same chip: FP16 accumulation is not cut, FP32 accumulation is
+    scale = geforce.sms * geforce.clock / (ada.sms * ada.clock)
+    assert geforce.peaks["fp16"] / ada.peaks["fp16"] == pytest.approx(scale, rel=0.01)
+    assert geforce.with_fp32["fp16"] / ada.with_fp32["fp16"] == pytest.approx(scale / 2, rel=0.01)
+
+
+def test_fp16_accumulation_cannot_beat_the_ceiling():
+    work = Work(("fp16",), 1.0, None, 0, 32, 150528, "tensorrt", None)
+    [gpu] = find_gpus(["RTX-4090"])
+    top = ceiling(work, gpu)
+    assert top.compute == pytest.approx(330.3e12 / 2e9)
+    assert top.basis.startswith("fp16 330.3 TFLOPS, FP16 accumulation, 2520 MHz; NVIDIA Ada GPU architecture")
+    row = top.to_json()
+    assert (row["accumulate"], row["peak"], row["peak_fp32_accumulate"], row["clock_mhz"]) == (
+        "fp16",
+        330.3,
+        165.2,
+        2520,
+    )
+    assert ceiling(replace(work, precisions=("bf16",)), gpu).compute == pytest.approx(165.2e12 / 2e9)
+    assert ceiling(replace(work, precisions=("int8",)), gpu).basis.startswith("int8 660.6 TOPS, INT32 accumulation")
+
+
+def test_a_peak_that_no_paper_settles_is_unknown():
+    work = Work(("fp16",), 1.0, 1e6, 0, 32, 150528, "tensorrt", None)
+    top = ceiling(work, find_gpus(["L40"])[0])
+    assert top.compute is None and top.precision is None and top.rate == pytest.approx(31.5e9 / 150_528)
+    assert top.basis.startswith("compute unknown; NVIDIA L40 data sheet")
+    assert top.to_json()["peak"] is None and top.to_json()["accumulate"] is None
 
 
 def test_published_rates_stay_below_the_ceilings():
@@ -70,10 +139,14 @@ def test_published_rates_stay_below_the_ceilings():
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA A10", "A10"),
         ("NVIDIA A10G", None),
-        ("NVIDIA H200 NVL", "H200"),
+        ("NVIDIA H200 NVL", "H200-NVL"),
+        ("NVIDIA H200", "H200"),
         ("Tesla T4", "T4"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
-        ("NVIDIA GeForce RTX 4090 D", "RTX-4090"),
+        ("GPU 0 (NVIDIA GeForce RTX 4090, 3 streams)", "RTX-4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("GPU 0 (NVIDIA GeForce RTX 4090 Laptop GPU, 3 streams)", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
         ("CPU (AMD EPYC, 2 threads, 2 streams)", None),
     ],
 )

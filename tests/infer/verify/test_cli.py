@@ -6,16 +6,22 @@ import csv
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from report_data import verification
+from terminals import Pipe, Terminal, check_fits
 
 from infer.bundle import read_labels, read_manifest
 from infer.bundle.accuracy_record import Counts
 from infer.errors import InputError
-from infer.verify.cli import check_output
+from infer.verify.cli import _say, check_output
 from infer.verify.evaluation import Evaluation
+from infer.verify.tensor_errors import TensorError
 
 
 @pytest.fixture
@@ -184,3 +190,20 @@ def test_real_labels_need_imagenet(call, pair, labelled, tmp_path):
     code, out, err = call("verify", pair, "--data", labelled, "--real", tmp_path / "real.json")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "leave out --real for other images" in err
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_the_text_fits_a_terminal(monkeypatch, width):
+    errors = [TensorError(f"layer{n}.0.bn1.running/output_{n}", 30.0 + n, 0.0123, 0.001) for n in range(30)]
+    found = replace(verification(), layers=errors)
+    texts = {}
+    for columns in (width, None):
+        out = Pipe() if columns is None else Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            patch.setenv("TERM", "xterm")
+            patch.setenv("COLUMNS", str(columns))
+            _say(Path("/a/long/way/to/engines/iresnet50-int8"), found, as_json=False, layers=True)
+        texts[columns] = out.getvalue() if columns is None else out.text
+    check_fits(texts[width], texts[None], width, {"no", "room", "for"})
+    assert "PASSED: good enough" in texts[width] and "SQNR dB" in texts[width]
