@@ -14,6 +14,7 @@ from cuda_emulator.emulator import COMPUTE, ILLEGAL_ADDRESS, REFUSED
 from device_user import Device, Interface
 from soak import PLAIN, soak
 
+from infer.backends.cuda import driver
 from infer.backends.cuda.staging import Staging
 from infer.errors import DeviceError, IResNetError
 
@@ -219,6 +220,15 @@ def test_an_error_that_is_kept_keeps_nothing_of_the_device(stack_11: Any) -> Non
             backend.infer(stack_11.images(4))
     assert stack_11.emulator.live() == before
     assert kept.value.__traceback__ is not None
+
+
+def test_an_earlier_error_that_comes_with_the_context_of_the_caller(stack_11: Any, device: Device) -> None:
+    """pycuda takes the caller's context off before it makes ours current, and may be told of an error then."""
+    with stack_11.open() as backend:
+        for seed in range(3):
+            stack_11.emulator.fail("cuCtxPopCurrent_v2", code=REFUSED)
+            stack_11.check(stack_11.images(4, seed), backend.infer(stack_11.images(4, seed)))
+            assert driver.current_context() == device.context.handle
 
 
 def test_a_context_reset_by_somebody_else(stack_11: Any) -> None:
