@@ -27,7 +27,7 @@ SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
   $(call flag,DATA,--data) $(call flag,LIMIT,--limit) $(call flag,METHOD,--method)
 BATCH_SIZES = $(call flag,MIN_BATCH,--min-batch) $(call flag,OPT_BATCH,--opt-batch) $(call flag,MAX_BATCH,--max-batch)
 
-.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test test-quick lint train-shipped setup \
+.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test test-quick gpu-check lint train-shipped setup \
   clean distclean check-build check-calibrate check-bundle check-data check-images
 
 help:  ## this text
@@ -100,6 +100,9 @@ test: $(READY)  ## the tests, in WORKERS= processes
 
 test-quick: $(READY)  ## the tests that build no bundle, in under two minutes
 	$(PYTEST) -m "not slow and not long" $(ARGS)
+
+gpu-check: $(READY)  ## all that needs a GPU, in one go, with a report: BUNDLES=engines
+	$(RUN) -m benchmarks.gpu_check $(call flag,BUNDLES,--bundles) $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,1 @@
+"""One run of everything that needs a GPU; see ``__main__``."""
