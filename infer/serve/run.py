@@ -1,0 +1,191 @@
+"""A server on one machine: uvicorn and gRPC in one event loop, and their end by a signal or by a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from infer.errors import IResNetError
+from infer.names import printable
+from infer.serve.app import application
+from infer.serve.connections import LINGER, BoundedProtocol, bounded
+from infer.serve.options import ServeOptions
+from infer.serve.service import Service
+from infer.serve.sockets import Address, check_tls, listen_grpc, listen_http, url
+
+#: Seconds for answers that are under way when a model is broken.
+_AFTER_FAILURE = 1.0
+_STEP = 0.02
+
+
+def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) -> None:
+    """Serve until a signal comes.
+
+    SIGTERM: not ready at once, accepted work is finished for up to ``drain_timeout`` seconds, then this returns.
+    Ctrl-C: the same, then KeyboardInterrupt; a second one does not wait. A model that is broken for good ends the
+    process: the threads of its engine may never return.
+
+    Raises:
+        InputError: an option, an address or a certificate cannot be used.
+        IResNetError: a bundle cannot be served, or work was left when the time was over.
+    """
+    check_tls(address)
+    app = application(options)
+    service: Service = app.state.service
+    protocol = bounded(options.limits)
+    backlog = min(options.limits.max_connections, 2048)
+    with listen_http(address, backlog) as listener:
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=options.limits.keep_alive,
+            timeout_graceful_shutdown=1,  # what is left when the time of our own is over
+            backlog=backlog,
+            ssl_certfile=address.certificate,
+            ssl_keyfile=address.key,
+        )
+        # What it would say is in the access log, or is an answer.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        server = _Server(config, service, address, protocol, drain_timeout)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for path in (address.uds, address.grpc_uds):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+    if server.error is not None:
+        raise server.error
+    if server.signals[:1] == [signal.SIGINT]:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with gRPC beside it."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        address: Address,
+        protocol: type[BoundedProtocol],
+        drain_timeout: float,
+    ) -> None:
+        super().__init__(config)
+        self.signals: list[int] = []
+        self.error: Exception | None = None
+        self._service, self._address, self._protocol = service, address, protocol
+        self._drain_timeout = drain_timeout
+        self._grpc: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        self._loop = asyncio.get_running_loop()
+        self._service.on_failure = self._failed
+        self._service.on_ready = self._say_ready
+        await super().startup(sockets)
+        address = self._address
+        try:
+            where = ""
+            if address.grpc_port is not None or address.grpc_uds is not None:
+                self._grpc, where = await listen_grpc(self._service, address)
+        except IResNetError as error:
+            self._end(error)
+            return
+        for listener in sockets or []:
+            _say(f"HTTP on {url(address, listener)}" + (f", gRPC on {where}" if where else ""))
+
+    def _say_ready(self) -> None:
+        names = ", ".join(
+            f"{model.name} {model.version} ({model.runner.target})" for model in self._service.models.loaded()
+        )
+        _say(f"ready: {names or 'no model yet'}")
+
+    def _failed(self, error: Exception) -> None:
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        self.error = self.error or error
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Not ready; what was accepted, and what comes while connections end, is done; then the models are closed."""
+        service, loop = self._service, asyncio.get_running_loop()
+        service.drain()
+        deadline = loop.time() + (self._drain_timeout if service.failure is None else _AFTER_FAILURE)
+        self._protocol.ending = True  # every answer ends its connection
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait(min(deadline, loop.time() + LINGER))  # those who connect just now are served as well
+        for server in self.servers:
+            server.close()
+        stopping = loop.create_task(self._stop_grpc(deadline - loop.time()))
+        await self._wait(deadline)
+        await stopping
+        if any(not task.done() for task in self.server_state.tasks) and self.error is None:
+            self.error = IResNetError(
+                f"work was left after {self._drain_timeout:g} seconds; raise --drain-timeout, or lower --timeout"
+            )
+        if service.broken:
+            _end_process(service.failure)
+        await super().shutdown(sockets)
+
+    async def _wait(self, deadline: float) -> None:
+        loop, state = asyncio.get_running_loop(), self.server_state
+        while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
+            await asyncio.sleep(_STEP)
+
+    async def _stop_grpc(self, grace: float) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(None if self.force_exit else max(0.0, grace))
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGTERM and Ctrl-C; unlike uvicorn's own, this does not raise them again at the end."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal: not ready from now on. A second Ctrl-C does not wait."""
+        self.signals.append(sig)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.drain)
+        super().handle_exit(sig, frame)
+
+
+def _end_process(failure: Exception | None) -> None:
+    """End at once: nothing of a broken engine can be waited for, not even its threads."""
+    code = failure.exit_code if isinstance(failure, IResNetError) else 1
+    _error(f"a model failed for good ({type(failure).__name__}: {failure}); start the server again")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _error(text: str) -> None:
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
