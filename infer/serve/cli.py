@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -143,5 +144,5 @@ def serve(
     port_of_grpc = grpc_port if grpc and grpc_uds is None else None
     address = Address(host, port, port_of_grpc, uds, grpc_uds if grpc else None, certificate, key)
     if address.public and tokens is None:
-        print("warning: other machines can reach this server, and it asks for no token; see --tokens")
+        print("warning: other machines can reach this server, and it asks for no token; see --tokens", file=sys.stderr)
     run(options, address, drain_timeout)

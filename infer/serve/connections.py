@@ -31,9 +31,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._headers_came, self._header_bytes = True, False, 0
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came; refused where there are too many."""
@@ -46,16 +47,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It left."""
         self._stop_timer()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; those of headers are counted."""
         if self._refused:
             return
-        before = self._in_headers
+        self._headers_came = not self._in_headers
         super().data_received(data)
         if self._in_headers:
-            self._header_bytes += len(data) if before else 0
+            # Of bytes in which headers or a body end, what follows is counted with the next ones.
+            self._header_bytes += 0 if self._headers_came else len(data)
             if self._header_bytes > self.limits.max_header:
                 self._refuse(b"431 Request Header Fields Too Large", _TOO_LARGE)
             elif self._timer is None and not self._idle:
@@ -63,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _idle(self) -> bool:
-        """Whether nothing of a next request has come. Bytes after a body are counted from the next read on."""
+        """Whether nothing of a next request has come, as far as it was counted."""
         return self._header_bytes == 0 and (self.cycle is None or self.cycle.response_complete)
 
     def on_message_begin(self) -> None:
@@ -81,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """All headers are there."""
-        self._in_headers, self._header_bytes = False, 0
+        self._in_headers, self._headers_came, self._header_bytes = False, True, 0
         self._stop_timer()
         if not self._refused:
             super().on_headers_complete()
@@ -108,9 +111,42 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.loop.call_later(LINGER, self._close_idle)
 
+    def pause_writing(self) -> None:
+        """The client does not read; it has the time of a request to begin."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.limits.timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def on_response_complete(self) -> None:
+        """An answer was written, if not read."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for long."""
+        self._close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self._refuse(b"400 Bad Request", b"request: expected HTTP/1.1")
+
+    def _close(self) -> None:
+        """Close; what the client does not read then, within the time of a request, is thrown away."""
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self.limits.timeout, self.transport.abort)
+        self.transport.close()
+
     def _close_idle(self) -> None:
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
+        if self.cycle is None or self.cycle.response_complete:
+            self._close()
 
     def _start_timer(self) -> None:
         self._stop_timer()
@@ -123,8 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        self._close()
 
     def _refuse(self, status: bytes, text: bytes, more: bytes = b"") -> None:
         if self._refused:
@@ -137,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
             b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\ncontent-length: " + length + b"\r\n" + more
             + b"connection: close\r\n\r\n" + body
         )  # fmt: skip
-        self.transport.close()
+        self._close()
 
 
 def bounded(limits: Limits) -> type[BoundedProtocol]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,7 +19,7 @@ import uvicorn
 from infer.errors import IResNetError
 from infer.names import printable
 from infer.serve.app import application
-from infer.serve.connections import LINGER, BoundedProtocol, bounded
+from infer.serve.connections import LINGER, bounded
 from infer.serve.options import ServeOptions
 from infer.serve.service import Service
 from infer.serve.sockets import Address, check_tls, listen_grpc, listen_http, url
@@ -39,15 +40,43 @@ def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) 
         InputError: an option, an address or a certificate cannot be used.
         IResNetError: a bundle cannot be served, or work was left when the time was over.
     """
-    check_tls(address)
-    app = application(options)
-    service: Service = app.state.service
-    protocol = bounded(options.limits)
-    backlog = min(options.limits.max_connections, 2048)
-    with listen_http(address, backlog) as listener:
+    server = Server(options, address, drain_timeout)
+    server.run()
+    if server.error is not None:
+        raise server.error
+    if server.signals[:1] == [signal.SIGINT]:
+        raise KeyboardInterrupt
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with gRPC beside it. It listens from the beginning; :meth:`run` answers.
+
+    Args:
+        options: what is served.
+        address: where.
+        drain_timeout: seconds to finish accepted work.
+
+    Attributes:
+        service: what is behind the application.
+        url: of HTTP.
+        grpc_address: of gRPC, from the start-up on; empty without.
+        signals: that came, in order.
+        error: why it ended, where it did not end by a signal.
+
+    Raises:
+        InputError: an option, an address or a certificate cannot be used.
+    """
+
+    def __init__(self, options: ServeOptions, address: Address, drain_timeout: float = 30.0) -> None:
+        check_tls(address)
+        app = application(options)
+        self.service: Service = app.state.service
+        self._protocol = bounded(options.limits)
+        backlog = min(options.limits.max_connections, 2048)
+        self._listener = listen_http(address, backlog)
         config = uvicorn.Config(
             app,
-            http=protocol,
+            http=self._protocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -56,70 +85,51 @@ def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) 
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=options.limits.keep_alive,
-            timeout_graceful_shutdown=1,  # what is left when the time of our own is over
+            timeout_graceful_shutdown=1,  # for what is left when the time of our own is over
             backlog=backlog,
             ssl_certfile=address.certificate,
             ssl_keyfile=address.key,
         )
         # What it would say is in the access log, or is an answer.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        server = _Server(config, service, address, protocol, drain_timeout)
-        try:
-            server.run(sockets=[listener])
-        finally:
-            for path in (address.uds, address.grpc_uds):
-                if path is not None:
-                    path.unlink(missing_ok=True)
-    if server.error is not None:
-        raise server.error
-    if server.signals[:1] == [signal.SIGINT]:
-        raise KeyboardInterrupt
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, with gRPC beside it."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        service: Service,
-        address: Address,
-        protocol: type[BoundedProtocol],
-        drain_timeout: float,
-    ) -> None:
         super().__init__(config)
+        self.url, self.grpc_address = url(address, self._listener), ""
         self.signals: list[int] = []
         self.error: Exception | None = None
-        self._service, self._address, self._protocol = service, address, protocol
-        self._drain_timeout = drain_timeout
+        self._address, self._drain_timeout = address, drain_timeout
         self._grpc: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer until the end; see :func:`serve`."""
+        try:
+            super().run(sockets or [self._listener])
+        finally:
+            self._listener.close()
+            for path in (self._address.uds, self._address.grpc_uds):
+                if path is not None:
+                    path.unlink(missing_ok=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
         self._loop = asyncio.get_running_loop()
-        self._service.on_failure = self._failed
-        self._service.on_ready = self._say_ready
+        self.service.on_failure = self._end
+        self.service.on_ready = self._say_ready
         await super().startup(sockets)
         address = self._address
         try:
-            where = ""
             if address.grpc_port is not None or address.grpc_uds is not None:
-                self._grpc, where = await listen_grpc(self._service, address)
+                self._grpc, self.grpc_address = await listen_grpc(self.service, address)
         except IResNetError as error:
             self._end(error)
             return
-        for listener in sockets or []:
-            _say(f"HTTP on {url(address, listener)}" + (f", gRPC on {where}" if where else ""))
+        _say(f"HTTP on {self.url}" + (f", gRPC on {self.grpc_address}" if self._grpc is not None else ""))
 
     def _say_ready(self) -> None:
         names = ", ".join(
-            f"{model.name} {model.version} ({model.runner.target})" for model in self._service.models.loaded()
+            f"{model.name} {model.version} ({model.runner.target})" for model in self.service.models.loaded()
         )
         _say(f"ready: {names or 'no model yet'}")
-
-    def _failed(self, error: Exception) -> None:
-        self._end(error)
 
     def _end(self, error: Exception) -> None:
         self.error = self.error or error
@@ -127,7 +137,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Not ready; what was accepted, and what comes while connections end, is done; then the models are closed."""
-        service, loop = self._service, asyncio.get_running_loop()
+        service, loop = self.service, asyncio.get_running_loop()
         service.drain()
         deadline = loop.time() + (self._drain_timeout if service.failure is None else _AFTER_FAILURE)
         self._protocol.ending = True  # every answer ends its connection
@@ -158,7 +168,10 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGTERM and Ctrl-C; unlike uvicorn's own, this does not raise them again at the end."""
+        """Take SIGTERM and Ctrl-C in the main thread; unlike uvicorn's own, this does not raise them again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -170,7 +183,7 @@ class _Server(uvicorn.Server):
         """Note a signal: not ready from now on. A second Ctrl-C does not wait."""
         self.signals.append(sig)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._service.drain)
+            self._loop.call_soon_threadsafe(self.service.drain)
         super().handle_exit(sig, frame)
 
 

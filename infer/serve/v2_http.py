@@ -41,7 +41,7 @@ class InputTensor(msgspec.Struct):
     datatype: str
     shape: list[Size]
     parameters: dict[str, Any] = {}
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()
 
 
 class OutputTensor(msgspec.Struct):
@@ -204,7 +204,7 @@ def read_request(asked: InferRequest, data: memoryview, model: Model, service: S
     rows = check_input(field, tensor.name, tensor.datatype, tensor.shape, model.shape, service.limits)
     size = tensor.parameters.get("binary_data_size")
     if size is None:
-        if tensor.data is None:
+        if not bytes(tensor.data):
             raise Refusal(400, f"{field}.data: expected numbers or texts, or parameters.binary_data_size; found none")
         if len(data):
             raise Refusal(400, f"body: {len(data)} bytes behind the JSON that no input has as its binary_data_size")
