@@ -139,6 +139,8 @@ class Server(uvicorn.Server):
         """Not ready; what was accepted, and what comes while connections end, is done; then the models are closed."""
         service, loop = self.service, asyncio.get_running_loop()
         service.drain()
+        if self.signals:
+            _say("ending: finishing what was accepted")
         deadline = loop.time() + (self._drain_timeout if service.failure is None else _AFTER_FAILURE)
         self._protocol.ending = True  # every answer ends its connection
         for connection in list(self.server_state.connections):
