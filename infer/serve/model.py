@@ -104,7 +104,7 @@ class Model:
                 batches where n is larger than one.
 
         Raises:
-            Refusal: 429, the queue is full.
+            Refusal: 429, the queue is full; 413, it is never so long.
         """
         ticket = self._ticket(len(images))
         self._batcher.put(ticket, 0, images)
@@ -118,7 +118,7 @@ class Model:
             names: what errors call them.
 
         Raises:
-            Refusal: 429, the queue is full.
+            Refusal: 429, the queue is full; 413, it is never so long.
         """
         ticket = self._ticket(len(files))
         for number, (data, name) in enumerate(zip(files, names, strict=True)):
@@ -126,6 +126,8 @@ class Model:
         return ticket
 
     def _ticket(self, rows: int) -> Ticket:
+        if rows > self.queue.total:
+            raise Refusal(413, f"images: {rows} are more than the queue takes, {self.queue.total}; send fewer")
         self.queue.take(rows, self.retry_after)
         ticket = Ticket(asyncio.get_running_loop(), rows)
         ticket.done.add_done_callback(lambda _: self._release(rows))

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("tritonclient.grpc")
 
-from serving import Gate, encoded, running  # noqa: E402
+from serving import Gate, encoded, running
 
-from infer.serve.options import ServeOptions, Source  # noqa: E402
+from infer.serve.options import ServeOptions, Source
 
 
 @pytest.fixture(scope="session")

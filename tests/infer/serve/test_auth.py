@@ -72,9 +72,14 @@ def test_a_body_without_a_token_is_not_read(serve, tokens):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "expected a token a line, found none"), ("# only\n", "found none"), ("short\n", "token 1: expected at least 16"),
-     ("with spaces in the middle of it\n", "token 1"), (f"{TOKEN}\n\xe4{TOKEN}\n", "token 2")],
-)  # fmt: skip
+    [
+        ("", "expected a token a line, found none"),
+        ("# only\n", "found none"),
+        ("short\n", "token 1: expected at least 16"),
+        ("with spaces in the middle of it\n", "token 1"),
+        (f"{TOKEN}\n\xe4{TOKEN}\n", "token 2"),
+    ],
+)
 def test_files_that_cannot_be(tmp_path, text, message):
     path = tmp_path / "tokens"
     path.write_text(text)

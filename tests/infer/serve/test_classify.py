@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from infer.serve.multipart import read_parts
 from infer.serve.refusal import Refusal
 
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+HEAD = b"--b\r\nContent-Disposition: form-data; name=a\r\n\r\n"
 BROKEN = b"\xff\xd8\xff no jpeg"
 
 
@@ -99,14 +101,9 @@ def test_a_bad_image_alone_is_400(http):
 MALFORMED = {
     "empty": ({"content": b""}, "body: empty, expected an image"),
     "no boundary": ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, "content-type: expected"),
-    "no part": (
-        {"content": b"--b--\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}}, "body: expected an image in each part",
-    ),
-    "cut": (
-        {"content": b"--b\r\nContent-Disposition: form-data; name=a\r\n\r\nabc", "headers": {"content-type": "multipart/form-data; boundary=b"}},
-        "body: ends before the last boundary",
-    ),
-    "damaged": ({"content": b"no", "headers": {"content-type": "multipart/form-data; boundary=b"}}, "body: damaged multipart"),
+    "no part": ({"content": b"--b--\r\n", "headers": FORM}, "body: expected an image in each part, found no part"),
+    "cut": ({"content": HEAD + b"abc", "headers": FORM}, "body: ends before the last boundary"),
+    "damaged": ({"content": b"no", "headers": FORM}, "body: damaged multipart"),
     "both": ({"json": {"image": "QQ==", "images": []}}, "image, images: expected one of both"),
     "neither": ({"json": {}}, "image, images: expected one of both"),
     "no images": ({"json": {"images": []}}, "images: expected 1 to 128, found 0"),

@@ -20,7 +20,8 @@ import tritonclient.grpc as triton
 
 #: Runs the command with a patch that a test names; nothing for the command as it is.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background passes on that it is ignored
 exec(sys.argv.pop(1))
 from infer.cli import main
 main()
@@ -48,9 +49,8 @@ class Process:
         command = [sys.executable, "-c", PROGRAM, patch, "serve", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(root)}
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self.said = []
         self.out: list[str] = []
         self._threads = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in

@@ -136,12 +136,12 @@ def test_the_length_of_a_message_follows_the_limit_of_bodies(serve, runner, pixe
     """gRPC's own limit is 4 MiB."""
     large = np.concatenate([pixels] * 90)[:1800]
     assert large.nbytes > 5 << 20
-    with serve(limits=Limits(max_body=6 << 20, max_images=4000, queue=4000)) as server:
-        with triton.InferenceServerClient(server.grpc) as client:
-            found = client.infer("tiny", [tensor(large)]).as_numpy("classes")
-            assert np.array_equal(found[:21], runner.infer(pixels).classes) and len(found) == 1800
-            with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
-                client.infer("tiny", [tensor(np.concatenate([large, large]))])
+    limits = Limits(max_body=6 << 20, max_images=4000, queue=4000)
+    with serve(limits=limits) as server, triton.InferenceServerClient(server.grpc) as client:
+        found = client.infer("tiny", [tensor(large)]).as_numpy("classes")
+        assert np.array_equal(found[:21], runner.infer(pixels).classes) and len(found) == 1800
+        with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+            client.infer("tiny", [tensor(np.concatenate([large, large]))])
 
 
 def test_a_full_queue_a_deadline_and_a_cancelled_call(serve, gate, pixels):
