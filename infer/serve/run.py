@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -146,8 +146,7 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._wait(min(deadline, loop.time() + LINGER))  # those who connect just now are served as well
-        for server in self.servers:
-            server.close()
+        await self._stop_listening()
         stopping = loop.create_task(self._stop_grpc(deadline - loop.time()))
         await self._wait(deadline)
         await stopping
@@ -158,6 +157,23 @@ class Server(uvicorn.Server):
         if service.broken:
             _end_process(service.failure)
         await super().shutdown(sockets)
+
+    async def _stop_listening(self) -> None:
+        """Close the listening socket; who is connected to it but was not accepted yet would be reset by that."""
+        waiting: list[socket.socket] = []
+        with suppress(OSError):  # nobody is left
+            while True:
+                waiting.append(self._listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        self._listener.close()
+        loop, config = asyncio.get_running_loop(), self.config
+        for connection in waiting:
+            with suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol_of_one, connection, ssl=config.ssl)
+
+    def _protocol_of_one(self) -> asyncio.Protocol:
+        return self._protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def _wait(self, deadline: float) -> None:
         loop, state = asyncio.get_running_loop(), self.server_state
