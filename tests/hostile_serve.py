@@ -194,7 +194,7 @@ async def sound_triton_grpc(load: Load, http, grpc) -> None:
 
 async def cut_body(load: Load, http, grpc) -> None:
     body = load.random.choice(load.pictures)
-    reader, writer = await load.connect()
+    _, writer = await load.connect()
     writer.write(post("/v1/classify", len(body)) + body[: len(body) // 2])
     await writer.drain()
     writer.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from infer.serve.service import Service
 
 KEY = "iresnet"
-_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: What is read of a body that was refused before the connection is closed, so that the client sees the answer.
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 64 << 20
 _SMALL = 64 << 10
@@ -44,8 +44,8 @@ class Exchange:
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service, self._receive, self._send = service, receive, send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _ID.fullmatch(given) else secrets.token_hex(8)
+        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.id = given if is_request_id(given) else secrets.token_hex(8)
         self.started = time.perf_counter()
         self.deadline = asyncio.get_running_loop().time() + service.limits.timeout
         self.route, self.status = "other", 0
@@ -162,6 +162,11 @@ class Exchange:
         """Give the memory back."""
         self._service.bodies.give_back(self._taken)
         self._taken = 0
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a client's id is taken over: it stands in a header and in the log."""
+    return _ID.fullmatch(text) is not None
 
 
 def _length(headers: dict[bytes, bytes], limits: Limits) -> int:

@@ -177,7 +177,8 @@ class Model:
     def failed(self, error: Exception) -> None:
         """See :class:`infer.serve.batcher.Watcher`."""
         self.metrics.failures.inc()
-        _LOG.error("a batch of %s %s failed: %s: %s", self.name, self.version, type(error).__name__, error)
+        # As text: a kept record would keep the error's frames, and with them memory of the device.
+        _LOG.error("a batch of %s %s failed: %s", self.name, self.version, f"{type(error).__name__}: {error}")
         self._failures += 1
         if self._failures >= MOST_FAILURES or (isinstance(error, DeviceError) and error.sticky):
             self.broken(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from infer.serve.exchange import is_request_id
 from infer.serve.model import Model
 from infer.serve.refusal import Refusal
 from infer.serve.service import Service
@@ -163,7 +165,7 @@ class V2Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     def _note(self, context: Any, name: str, code: str, error: str, seconds: float) -> None:
         self._service.metrics.request("grpc", name, code, seconds)
         if self._service.log.on:
-            line = {"protocol": "grpc", "client": context.peer(), "method": name, "status": code}
+            line = {"id": _id(context), "protocol": "grpc", "client": context.peer(), "method": name, "status": code}
             line["ms"] = round(1e3 * seconds, 2)
             self._service.log.write(line | ({"error": error} if error else {}))
 
@@ -195,6 +197,12 @@ class V2Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 ticket.abandoned = True
         if ticket.abandoned:
             raise Refusal(504, f"no answer within {self._service.limits.timeout:g} seconds")
+
+
+def _id(context: Any) -> str:
+    """Of the client, ``x-request-id`` in the metadata; else one of ours."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == "x-request-id"), "")
+    return given if isinstance(given, str) and is_request_id(given) else secrets.token_hex(8)
 
 
 def read_request(request: Any, model: Model, service: Service) -> tuple[Images, list[Wanted]]:

@@ -74,9 +74,8 @@ def test_pictures_are_dropped(page, pictures, runner):
 
 
 def test_a_picture_is_pasted(page, pictures, runner):
-    page.evaluate(
-        f"window.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: {files(('p.webp', pictures[2], 'image/webp'))}}}))"
-    )
+    transfer = files(("p.webp", pictures[2], "image/webp"))
+    page.evaluate(f"window.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: {transfer}}}))")
     page.until(f"{ANSWERS}.length === 1 && {ANSWERS}[0].includes('%')")
     label = runner.classify(pictures[2:3])[0].top[0].label
     assert page.until("document.getElementById('status').textContent.startsWith('p.webp')")
@@ -149,7 +148,8 @@ def test_a_server_with_tokens_asks_for_one(browser, serve, tmp_path, pictures):
         browser.until("document.getElementById('model').textContent.startsWith('authorization: ')")
         assert browser.evaluate("!document.getElementById('keys').hidden")
         browser.evaluate(
-            f"const k = document.getElementById('key'); k.value = {json.dumps(token)}; k.dispatchEvent(new Event('change'))"
+            f"const k = document.getElementById('key'); k.value = {json.dumps(token)};"
+            "k.dispatchEvent(new Event('change'))"
         )
         browser.until("document.getElementById('model').textContent.includes('openvino')")
         transfer = files(("a.jpg", pictures[0], "image/jpeg"))
