@@ -237,9 +237,8 @@ def show(rows: dict[str, dict[str, float]], per: dict[str, int] | None = None) -
     print(f"{'':44} {'images/s':>9} {'CPU ms':>8} {'p50 ms':>8} {'p99 ms':>8} {'wrk CPU':>8}")
     for name, row in rows.items():
         n = (per or {}).get(name, 1)
-        p99, generator = row.get("p99"), row.get("generator")
-        print(f"{name:44} {n * row['rate']:9.1f} {row['cpu'] / n:8.2f} {row['p50']:8.2f} "
-              f"{'' if p99 is None else f'{p99:8.2f}':>8} {'' if generator is None else f'{generator / n:8.3f}':>8}")  # fmt: skip
+        rest = ["" if key not in row else f"{row[key] / by:8.3f}" for key, by in (("p99", 1), ("generator", n))]
+        print(f"{name:44} {n * row['rate']:9.1f} {row['cpu'] / n:8.2f} {row['p50']:8.2f} {rest[0]:>8} {rest[1]:>8}")
 
 
 def against_local(
@@ -375,9 +374,7 @@ def main() -> None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
     from infer.backends.cpu import processor
 
-    print(
-        f"{processor()}, {os.cpu_count()} CPUs, load before {os.getloadavg()[0]:.1f}; medians of {options.rounds} rounds"
-    )
+    print(f"{processor()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians of {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images, _ = make_bodies(folder, bundle)

@@ -82,7 +82,6 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            date_header=False,
             proxy_headers=False,
             timeout_keep_alive=options.limits.keep_alive,
             timeout_graceful_shutdown=1,  # for what is left when the time of our own is over

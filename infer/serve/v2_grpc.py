@@ -270,7 +270,9 @@ def answer(request: Any, model: Model, columns: list[Column]) -> Any:
 def grpc_server(service: Service) -> Any:
     """A server of these calls without a port, bounded as HTTP is."""
     limits = service.limits
-    # The message holds a few hundred bytes beside the tensors.
+    # Messages are whole before anybody is asked; with eight times what bodies of HTTP may take, memory has a bound too.
+    calls = min(limits.max_connections, max(1, 8 * limits.max_buffered // limits.max_body))
+    # A message holds a few hundred bytes beside the tensors.
     options = [
         ("grpc.max_receive_message_length", limits.max_body + 4096),
         ("grpc.max_send_message_length", -1),
@@ -279,6 +281,6 @@ def grpc_server(service: Service) -> Any:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.max_connections)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=calls)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(V2Grpc(service), server)
     return server

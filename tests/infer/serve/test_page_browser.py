@@ -62,9 +62,8 @@ def test_pictures_are_dropped(page, pictures, runner):
     ):
         lines = text.split("\n")
         assert lines[0] == name
-        assert [line for line in lines[1:] if "%" in line][
-            0
-        ] == f"{prediction.top[0].label}: {100 * prediction.top[0].score:.1f} %"
+        best = prediction.top[0]
+        assert next(line for line in lines[1:] if "%" in line) == f"{best.label}: {100 * best.score:.1f} %"
         assert " ms in all; in the server, ms: decode " in lines[-1]
     assert "not an image" in bad and "%" not in bad
     shown = page.until(
