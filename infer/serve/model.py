@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from infer.errors import DeviceError, ImageError
 from infer.images.jpeg import load_input
+from infer.pipeline.host import usable_cpus
 from infer.serve.batcher import Batcher
 from infer.serve.limits import Budget, Limits
 from infer.serve.metrics import ModelMetrics
@@ -88,8 +89,12 @@ class Model:
             KnownAnswersError: the kernels of a batch size compute something else than the graph.
         """
         side, backend = runner.preprocessing.crop, runner.backend
-        for size in backend.compiled_batches or (1, backend.max_batch):
+
+        def run(size: int) -> None:
             backend.infer(np.zeros((size, side, side, 3), np.uint8))
+
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            list(pool.map(run, backend.compiled_batches or (1, backend.max_batch)))
 
     @property
     def labels(self) -> list[str]:
