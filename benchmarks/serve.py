@@ -3,14 +3,14 @@
     python benchmarks/serve.py saturated BUNDLE [--rounds 3] [--seconds 6]    images and tensors, iresnet50 int8
     python benchmarks/serve.py small BUNDLE                                  the shipped model: what the server costs
     python benchmarks/serve.py alone BUNDLE                                  one request at a time
-    python benchmarks/serve.py peers BUNDLE --litserve VENV --mosec VENV --ray VENV
+    python benchmarks/serve.py peers BUNDLE --litserve VENV --mosec VENV --ray VENV --pytriton VENV
     python benchmarks/serve.py start BUNDLE                                  ready after a warm opening
 
 Load comes from wrk (https://github.com/wg/wrk; Debian: apt-get install wrk), which runs on the same cores; its CPU time
 is stated apart. Bodies are the 500 x 375 JPEG files of benchmarks/end_to_end.py, or, where the input has 64 pixels, the
 shipped test images. Ways take turns, medians are compared. Each peer lives in a venv of its own, with ``pip install
-openvino msgspec pillow numpy`` and litserve, mosec or ray[serve]; benchmarks/peers has their applications: our decoding
-and runner behind their HTTP and their batching, eight images or 2 ms.
+openvino msgspec pillow numpy`` and litserve, mosec, ray[serve], or nvidia-pytriton with numpy<2; benchmarks/peers has
+their applications: our decoding and runner behind their HTTP and their batching, eight images or 2 ms.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ def make_json(folder: Path, images: Path) -> Path:
         text = base64.b64encode(path.read_bytes()).decode()
         (made / f"{path.stem}.json").write_text(json.dumps({"image": text}))
     return made
+
+
+def make_v2(folder: Path, images: Path) -> tuple[Path, str]:
+    """Encoded images as bodies of the v2 protocol, whose JSON has one length for all."""
+    made = folder / "v2"
+    made.mkdir()
+    for path in images.iterdir():
+        data = path.read_bytes()
+        element = len(data).to_bytes(4, "little") + data
+        one = {"name": "images", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": len(element)}}
+        head = json.dumps({"inputs": [one], "outputs": [{"name": "classes", "parameters": {"binary_data": True}}]})
+        (made / path.stem).write_bytes(head.ljust(256).encode() + element)
+    return made, "content-type: application/octet-stream\ninference-header-content-length: 256"
 
 
 def make_tensors(folder: Path, images: Path, bundle: Path, rows: int) -> tuple[Path, str]:
@@ -288,6 +301,12 @@ def peers(bundle: Path, images: Path, folder: Path, options: argparse.Namespace)
     if options.ray:
         command = [f"{options.ray}/bin/python", str(apps / "ray_app.py"), str(bundle), str(PORT)]
         ways.append(Way("Ray Serve, @serve.batch", command, "", images, IMAGE))
+    if options.pytriton:
+        bodies, headers = make_v2(folder, images)
+        ways.append(ours(bundle, bodies, "v2/models/m/infer", headers, "--no-access-log"))
+        ways[-1].name = "iresnet serve, v2 bodies"
+        command = [f"{options.pytriton}/bin/python", str(apps / "pytriton_app.py"), str(bundle), str(PORT)]
+        ways.append(Way("pytriton, v2 bodies", command, "v2/models/m/infer", bodies, headers))
     full: dict[str, list[dict[str, float]]] = {}
     half: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
@@ -362,7 +381,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--connections", type=int, default=32)
-    for name in ("litserve", "mosec", "ray"):
+    for name in ("litserve", "mosec", "ray", "pytriton"):
         parser.add_argument(f"--{name}", type=Path, help="venv that has it")
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--bodies", type=Path, help=argparse.SUPPRESS)

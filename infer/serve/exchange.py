@@ -9,8 +9,6 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from infer.serve.limits import Limits
 from infer.serve.refusal import Gone, Refusal
 from infer.serve.ticket import Ticket
@@ -24,7 +22,6 @@ KEY = "iresnet"
 _ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: What is read of a body that was refused before the connection is closed, so that the client sees the answer.
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 64 << 20
-_SMALL = 64 << 10
 
 
 class Exchange:
@@ -35,7 +32,8 @@ class Exchange:
         deadline: of the answer, in the loop's time.
         route: for metrics, without names that a client chooses.
         notes: for the line in the log.
-        client_address: of the client, empty on a Unix socket.
+        headers: of the request, names in lower case.
+        status: of the answer; 0 before it.
     """
 
     __slots__ = ("_body_left", "_receive", "_send", "_service", "_taken", "deadline", "headers", "id", "notes", "route",
@@ -237,8 +235,3 @@ class Exchanges:
                     **exchange.notes,
                 }
             )
-
-
-def json_answer(content: object) -> bytes:
-    """A JSON body; NaN and infinities become null."""
-    return msgspec.json.encode(content)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -242,4 +241,4 @@ def _kind(values: NDArray[np.generic]) -> str:
 
 def _short(shape: Sequence[int]) -> str:
     text = str(list(shape[:8]))
-    return text if len(shape) <= 8 and math.isfinite(len(shape)) else f"{text[:-1]}, ...]"
+    return text if len(shape) <= 8 else f"{text[:-1]}, ...]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ class Ticket:
         decode: seconds of decoding, the longest of its images.
     """
 
-    __slots__ = ("_missing", "abandoned", "decode", "done", "loop", "pieces", "rows", "started")
+    __slots__ = ("_missing", "abandoned", "decode", "done", "loop", "pieces", "rows")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rows: int) -> None:
         self.loop, self.rows = loop, rows
@@ -51,7 +50,6 @@ class Ticket:
         self._missing = rows
         self.abandoned = False
         self.decode = 0.0
-        self.started = time.perf_counter()
 
     def add(self, piece: Piece) -> None:
         """Note a piece; in the event loop only."""

@@ -38,7 +38,7 @@ def gate(monkeypatch):
     made, submit = Gate(), OpenVINOBackend.submit
 
     def wait(self, batch):
-        made.wait()
+        made.wait(len(batch))
         return submit(self, batch)
 
     monkeypatch.setattr(OpenVINOBackend, "submit", wait)

@@ -79,6 +79,7 @@ class Gate:
         self._open = threading.Event()
         self._open.set()
         self.reached = threading.Semaphore(0)
+        self.sizes: list[int] = []
 
     def shut(self):
         self._open.clear()
@@ -88,7 +89,8 @@ class Gate:
     def open(self):
         self._open.set()
 
-    def wait(self):
+    def wait(self, rows):
+        self.sizes.append(rows)
         self.reached.release()
         assert self._open.wait(30)
 
