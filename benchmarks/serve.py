@@ -1,6 +1,6 @@
 """The server against ``classify`` and ``bench`` on the same bundle, and beside LitServe, mosec and Ray Serve.
 
-    python benchmarks/serve.py saturated BUNDLE [--rounds 3] [--seconds 6]    images and tensors, iresnet50 int8
+    python benchmarks/serve.py saturated BUNDLE [--rounds 8] [--seconds 4]    images and tensors, iresnet50 int8
     python benchmarks/serve.py small BUNDLE                                  the shipped model: what the server costs
     python benchmarks/serve.py alone BUNDLE                                  one request at a time
     python benchmarks/serve.py peers BUNDLE --litserve VENV --mosec VENV --ray VENV --pytriton VENV
@@ -31,7 +31,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +125,11 @@ def cpu_of(group: int) -> float:
 class Way:
     """A server as a command, and where it answers."""
 
-    def __init__(self, name: str, command: list[str], path: str, bodies: Path, headers: str, **more: str) -> None:
-        self.name, self.command, self.path, self.bodies, self.headers = name, command, path, bodies, headers
+    def __init__(
+        self, name: str, command: list[str], path: str, bodies: Path, headers: str, port: int = PORT, **more: str
+    ) -> None:
+        self.name, self.command, self.bodies, self.headers = name, command, bodies, headers
+        self.url = f"http://127.0.0.1:{port}/{path}"
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
     @contextmanager
@@ -160,17 +163,19 @@ class Way:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             with suppress(OSError):
-                request = urllib.request.Request(f"http://127.0.0.1:{PORT}/{self.path}", body, headers)
+                request = urllib.request.Request(self.url, body, headers)
                 urllib.request.urlopen(request, timeout=20).read()
                 return
             time.sleep(0.1)
         raise SystemExit(f"{self.name} does not answer")
 
 
-def ours(bundle: Path, bodies: Path, path: str = "v1/classify", headers: str = IMAGE, *options: str) -> Way:
-    command = [sys.executable, "-m", "infer", "serve", f"m={bundle}", "--port", str(PORT), "--no-grpc",
+def ours(
+    bundle: Path, bodies: Path, path: str = "v1/classify", headers: str = IMAGE, *options: str, port: int = PORT
+) -> Way:
+    command = [sys.executable, "-m", "infer", "serve", f"m={bundle}", "--port", str(port), "--no-grpc",
                "--allow-untrained", *options]  # fmt: skip
-    return Way("iresnet serve", command, path, bodies, headers)
+    return Way("iresnet serve", command, path, bodies, headers, port)
 
 
 def wrk(way: Way, session: int, connections: int, seconds: float, delay: float = 0.0) -> dict[str, float]:
@@ -178,7 +183,7 @@ def wrk(way: Way, session: int, connections: int, seconds: float, delay: float =
     environment = {**os.environ, "BODIES": str(way.bodies), "HEADERS": way.headers, "DELAY": str(delay)}
     script = str(ROOT / "benchmarks/post.lua")
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", script,
-               f"http://127.0.0.1:{PORT}/{way.path}"]  # fmt: skip
+               way.url]  # fmt: skip
     before, children = cpu_of(session), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     after, ended = cpu_of(session), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -257,24 +262,30 @@ def show(rows: dict[str, dict[str, float]], per: dict[str, int] | None = None) -
 def against_local(
     pairs: list[tuple[str, str, Way, int]], bundle: Path, images: Path, options: argparse.Namespace
 ) -> None:
-    """Each pair: name of the local way, name of the server's, the server, images a request."""
+    """Each pair: name of the local way, name of the server's, the server, images a request. They take turns."""
     locals_ = {name: Local(name, bundle, images) for name, *_ in pairs}
     found: dict[str, list[dict[str, float]]] = {}
-    per = {}
-    for _ in range(options.rounds):
-        for base, name, way, rows in pairs:
-            found.setdefault(base, []).append(locals_[base].measure(options.seconds))
-            with way.running() as session:
-                wrk(way, session, 4, 1)
+    ratios: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(way.running()) for *_, way, _ in pairs]
+        for number in range(options.rounds + 1):
+            for (base, name, way, rows), session in zip(pairs, sessions, strict=True):
                 connections = options.connections if rows == 1 else options.connections // 4
-                found.setdefault(name, []).append(wrk(way, session, connections, options.seconds))
-            per[name] = rows
+                one = locals_[base].measure(options.seconds)
+                other = wrk(way, session, connections, options.seconds)
+                if number:  # the first round warms up
+                    found.setdefault(base, []).append(one)
+                    found.setdefault(name, []).append(other)
+                    ratios.setdefault(name, []).append(rows * other["rate"] / one["rate"])
     result = {name: medians(rounds) for name, rounds in found.items()}
-    show(result, per)
+    show(result, {name: rows for _, name, _, rows in pairs})
     for base, name, _, rows in pairs:
-        ratio = rows * result[name]["rate"] / result[base]["rate"]
         more = result[name]["cpu"] / rows - result[base]["cpu"]
-        print(f"{name}: {100 * ratio:.1f} % of {base}; {more:+.2f} ms of CPU an image, wrk's apart")
+        by_cpu = result[base]["cpu"] / ((result[name]["cpu"] + result[name]["generator"]) / rows)
+        print(
+            f"{name}: {100 * statistics.median(ratios[name]):.1f} % of {base} in a turn (median), {100 * by_cpu:.1f} % by "
+            f"CPU time; {more:+.2f} ms of CPU an image, wrk's apart"
+        )
     for one in locals_.values():
         one.close()
 
@@ -378,8 +389,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["saturated", "small", "alone", "peers", "start", "_local"])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--connections", type=int, default=32)
     for name in ("litserve", "mosec", "ray", "pytriton"):
         parser.add_argument(f"--{name}", type=Path, help="venv that has it")
@@ -404,8 +415,8 @@ def main() -> None:
             return against_local(
                 [
                     ("classify", "server, a JPEG file a request", ours(bundle, images), 1),
-                    ("bench", "server, a tensor of 8 a request", ours(bundle, tensors, infer, headers), 8),
-                    ("bench", "server, a tensor of 1 a request", ours(bundle, single, infer, of_single), 1),
+                    ("bench", "server, a tensor of 8 a request", ours(bundle, tensors, infer, headers, port=PORT + 1), 8),
+                    ("bench", "server, a tensor of 1 a request", ours(bundle, single, infer, of_single, port=PORT + 2), 1),
                 ],
                 bundle, images, options,
             )  # fmt: skip
