@@ -3,14 +3,13 @@
     python benchmarks/serve.py saturated BUNDLE [--rounds 8] [--seconds 4]    images and tensors, iresnet50 int8
     python benchmarks/serve.py small BUNDLE                                  the shipped model: what the server costs
     python benchmarks/serve.py alone BUNDLE                                  one request at a time
-    python benchmarks/serve.py peers BUNDLE --litserve VENV --mosec VENV --ray VENV --pytriton VENV
+    python benchmarks/serve.py peers BUNDLE --litserve VENV --mosec VENV --ray VENV
     python benchmarks/serve.py start BUNDLE                                  ready after a warm opening
 
 Load comes from wrk (https://github.com/wg/wrk; Debian: apt-get install wrk), which runs on the same cores; its CPU time
 is stated apart. Bodies are the 500 x 375 JPEG files of benchmarks/end_to_end.py, or, where the input has 64 pixels, the
 shipped test images. Ways take turns, medians are compared. Each peer lives in a venv of its own, with ``pip install
-openvino msgspec pillow numpy`` and litserve, mosec, ray[serve], or nvidia-pytriton with numpy<2; benchmarks/peers has
-their applications: our decoding and runner behind their HTTP and their batching, eight images or 2 ms.
+openvino msgspec pillow numpy`` and litserve, mosec or ray[serve]; benchmarks/peers has their applications: our decoding and runner behind their HTTP and their batching, eight images or 2 ms.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -69,19 +69,6 @@ def make_json(folder: Path, images: Path) -> Path:
         text = base64.b64encode(path.read_bytes()).decode()
         (made / f"{path.stem}.json").write_text(json.dumps({"image": text}))
     return made
-
-
-def make_v2(folder: Path, images: Path) -> tuple[Path, str]:
-    """Encoded images as bodies of the v2 protocol, whose JSON has one length for all."""
-    made = folder / "v2"
-    made.mkdir()
-    for path in images.iterdir():
-        data = path.read_bytes()
-        element = len(data).to_bytes(4, "little") + data
-        one = {"name": "images", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": len(element)}}
-        head = json.dumps({"inputs": [one], "outputs": [{"name": "classes", "parameters": {"binary_data": True}}]})
-        (made / path.stem).write_bytes(head.ljust(256).encode() + element)
-    return made, "content-type: application/octet-stream\ninference-header-content-length: 256"
 
 
 def make_tensors(folder: Path, images: Path, bundle: Path, rows: int) -> tuple[Path, str]:
@@ -283,52 +270,58 @@ def against_local(
         more = result[name]["cpu"] / rows - result[base]["cpu"]
         by_cpu = result[base]["cpu"] / ((result[name]["cpu"] + result[name]["generator"]) / rows)
         print(
-            f"{name}: {100 * statistics.median(ratios[name]):.1f} % of {base} in a turn (median), {100 * by_cpu:.1f} % by "
-            f"CPU time; {more:+.2f} ms of CPU an image, wrk's apart"
+            f"{name}: {100 * statistics.median(ratios[name]):.1f} % of {base} in a turn (median), "
+            f"{100 * by_cpu:.1f} % by CPU time; {more:+.2f} ms of CPU an image, wrk's apart"
         )
     for one in locals_.values():
         one.close()
 
 
-def peers(bundle: Path, images: Path, folder: Path, options: argparse.Namespace) -> None:
+def peer_ways(bundle: Path, images: Path, folder: Path, options: argparse.Namespace) -> list[Way]:
+    """All that were asked for, each with its own port."""
     texts = make_json(folder, images)
     apps = ROOT / "benchmarks/peers"
-    ways = [ours(bundle, images, "v1/classify", IMAGE, "--no-access-log")]
+    ports = iter(range(PORT, PORT + 40, 4))
+    quiet = "--no-access-log"
+    ways = [ours(bundle, images, "v1/classify", IMAGE, quiet, port=next(ports))]
+
+    def add(name: str, venv: Path, app: str, arguments: list[str], *where: Any, **more: str) -> None:
+        ways.append(Way(name, [f"{venv}/bin/python", str(apps / app), *arguments], *where, **more))
+
     if options.litserve:
-        ways.append(ours(bundle, texts, "v1/classify", JSON, "--no-access-log"))
+        ways.append(ours(bundle, texts, "v1/classify", JSON, quiet, port=next(ports)))
         ways[-1].name = "iresnet serve, JSON bodies"
-        command = [f"{options.litserve}/bin/python", str(apps / "litserve_app.py"), str(bundle), str(PORT)]
-        ways.append(Way("LitServe, JSON bodies", command, "predict", texts, JSON))
+        port = next(ports)
+        add("LitServe, JSON bodies", options.litserve, "litserve_app.py", [str(bundle), str(port)], "predict", texts,
+            JSON, port)  # fmt: skip
     if options.mosec:
-        command = [
-            f"{options.mosec}/bin/python",
-            str(apps / "mosec_app.py"),
-            "--address",
-            "127.0.0.1",
-            "--port",
-            str(PORT),
-        ]
-        ways.append(Way("mosec", command, "inference", images, IMAGE, BUNDLE=str(bundle)))
+        port = next(ports)
+        arguments = ["--address", "127.0.0.1", "--port", str(port)]
+        add("mosec", options.mosec, "mosec_app.py", arguments, "inference", images, IMAGE, port, BUNDLE=str(bundle))
     if options.ray:
-        command = [f"{options.ray}/bin/python", str(apps / "ray_app.py"), str(bundle), str(PORT)]
-        ways.append(Way("Ray Serve, @serve.batch", command, "", images, IMAGE))
-    if options.pytriton:
-        bodies, headers = make_v2(folder, images)
-        ways.append(ours(bundle, bodies, "v2/models/m/infer", headers, "--no-access-log"))
-        ways[-1].name = "iresnet serve, v2 bodies"
-        command = [f"{options.pytriton}/bin/python", str(apps / "pytriton_app.py"), str(bundle), str(PORT)]
-        ways.append(Way("pytriton, v2 bodies", command, "v2/models/m/infer", bodies, headers))
-    full: dict[str, list[dict[str, float]]] = {}
-    half: dict[str, list[dict[str, float]]] = {}
-    for _ in range(options.rounds):
-        for way in ways:
-            with way.running() as session:
-                wrk(way, session, 4, 1)
+        port = next(ports)
+        add("Ray Serve, @serve.batch", options.ray, "ray_app.py", [str(bundle), str(port)], "", images, IMAGE, port)
+    return ways
+
+
+def peers(bundle: Path, images: Path, folder: Path, options: argparse.Namespace) -> None:
+    """All are running, one is asked at a time."""
+    ways = peer_ways(bundle, images, folder, options)
+    full: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
+    half: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(way.running()) for way in ways]
+        for number in range(options.rounds + 1):
+            for way, session in zip(ways, sessions, strict=True):
                 most = wrk(way, session, options.connections, options.seconds)
-                full.setdefault(way.name, []).append(most)
-                # of 16 connections each waits between its requests, so that half of the most comes
-                delay = max(1.0, 16e3 / (most["rate"] / 2) - 1e3 / most["rate"] * 4)
-                half.setdefault(way.name, []).append(wrk(way, session, 16, options.seconds, delay))
+                time.sleep(0.5)
+                # of 16 connections each waits between its requests, so that about half of the most comes
+                rate = statistics.median([one["rate"] for one in full[way.name]] or [most["rate"]])
+                delay = max(1.0, 16e3 / (rate / 2) - 4e3 / rate)
+                other = wrk(way, session, 16, options.seconds, delay)
+                if number:  # the first round warms up
+                    full[way.name].append(most)
+                    half[way.name].append(other)
     print(f"saturated, {options.connections} connections")
     show({name: medians(rounds) for name, rounds in full.items()})
     print("half of its own most, 16 connections")
@@ -392,7 +385,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--connections", type=int, default=32)
-    for name in ("litserve", "mosec", "ray", "pytriton"):
+    for name in ("litserve", "mosec", "ray"):
         parser.add_argument(f"--{name}", type=Path, help="venv that has it")
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--bodies", type=Path, help=argparse.SUPPRESS)
@@ -411,12 +404,12 @@ def main() -> None:
         if options.what == "saturated":
             tensors, headers = make_tensors(folder, images, bundle, 8)
             single, of_single = make_tensors(folder, images, bundle, 1)
-            infer = "v2/models/m/infer"
+            infer, second, third = "v2/models/m/infer", PORT + 1, PORT + 2
             return against_local(
                 [
                     ("classify", "server, a JPEG file a request", ours(bundle, images), 1),
-                    ("bench", "server, a tensor of 8 a request", ours(bundle, tensors, infer, headers, port=PORT + 1), 8),
-                    ("bench", "server, a tensor of 1 a request", ours(bundle, single, infer, of_single, port=PORT + 2), 1),
+                    ("bench", "server, a tensor of 8 a request", ours(bundle, tensors, infer, headers, port=second), 8),
+                    ("bench", "server, a tensor of 1 a request", ours(bundle, single, infer, of_single, port=third), 1),
                 ],
                 bundle, images, options,
             )  # fmt: skip
