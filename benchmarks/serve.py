@@ -9,7 +9,8 @@
 Load comes from wrk (https://github.com/wg/wrk; Debian: apt-get install wrk), which runs on the same cores; its CPU time
 is stated apart. Bodies are the 500 x 375 JPEG files of benchmarks/end_to_end.py, or, where the input has 64 pixels, the
 shipped test images. Ways take turns, medians are compared. Each peer lives in a venv of its own, with ``pip install
-openvino msgspec pillow numpy`` and litserve, mosec or ray[serve]; benchmarks/peers has their applications: our decoding and runner behind their HTTP and their batching, eight images or 2 ms.
+openvino msgspec pillow numpy`` and litserve, mosec or ray[serve]; benchmarks/peers has their applications: our decoding
+and runner behind their HTTP and their batching, eight images or 2 ms.
 """
 
 from __future__ import annotations
