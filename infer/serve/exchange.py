@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KEY = "iresnet"
 _ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: What is read of a body that was refused before the connection is closed, so that the client sees the answer.
+#: Seconds after which a waiting request looks whether its client is still there.
+_WATCH_AFTER = 0.02
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 64 << 20
 
 
@@ -112,16 +114,24 @@ class Exchange:
             Gone: the client left; what has not been started is not.
         """
         loop = asyncio.get_running_loop()
-        watch = loop.create_task(self._left())
+        watch: asyncio.Task[None] | None = None
+
+        def begin_watching() -> None:
+            nonlocal watch
+            watch = loop.create_task(self._left())
+            watch.add_done_callback(lambda _: ticket.give_up())
+
+        # Most answers are there before it is worth a task to see whether the client is.
+        timers = [loop.call_later(_WATCH_AFTER, begin_watching), loop.call_at(self.deadline, ticket.give_up)]
         try:
-            await asyncio.wait(
-                (ticket.done, watch), timeout=self.deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED
-            )
+            await ticket.settled
         finally:
-            left = watch.done()
-            watch.cancel()
-            if not ticket.done.done():
-                ticket.abandoned = True
+            for timer in timers:
+                timer.cancel()
+            ticket.give_up()
+            left = watch is not None and watch.done()
+            if watch is not None:
+                watch.cancel()
         if ticket.abandoned:
             if left:
                 raise Gone

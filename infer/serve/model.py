@@ -7,8 +7,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from infer.errors import DeviceError, ImageError
 from infer.images.jpeg import load_input
 from infer.pipeline.host import usable_cpus
 from infer.serve.batcher import Batcher
+from infer.serve.decoders import Decoders
 from infer.serve.limits import Budget, Limits
 from infer.serve.metrics import ModelMetrics
 from infer.serve.refusal import Refusal
@@ -63,7 +65,7 @@ class Model:
         version: str,
         runner: Runner,
         limits: Limits,
-        decoders: Executor,
+        decoders: Decoders,
         metrics: ModelMetrics,
         max_delay: float,
         on_broken: Callable[[Exception], None],
@@ -127,16 +129,15 @@ class Model:
         """
         ticket = self._ticket(len(files))
         for number, (data, name) in enumerate(zip(files, names, strict=True)):
-            self._decoders.submit(self._decode, ticket, number, data, name)
+            self._decoders.put(partial(self._decode, ticket, number, data, name))
         return ticket
 
     def _ticket(self, rows: int) -> Ticket:
         if rows > self.queue.total:
             raise Refusal(413, f"images: {rows} are more than the queue takes, {self.queue.total}; send fewer")
         self.queue.take(rows, self.retry_after)
-        ticket = Ticket(asyncio.get_running_loop(), rows)
-        ticket.done.add_done_callback(lambda _: self._release(rows))
         self.metrics.queue.set(self.queue.used)
+        ticket = Ticket(asyncio.get_running_loop(), rows, self._release)
         return ticket
 
     def _release(self, rows: int) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from infer.bundle import MANIFEST, read_manifest
 from infer.errors import InputError, IResNetError
+from infer.serve.decoders import Decoders
 from infer.serve.metrics import Metrics, ModelMetrics
 from infer.serve.model import Model
 from infer.serve.options import ENCODED, ServeOptions, Source, is_name, is_version
@@ -41,7 +41,7 @@ class Models:
     """
 
     def __init__(
-        self, options: ServeOptions, decoders: Executor, metrics: Metrics, on_broken: Callable[[Exception], None]
+        self, options: ServeOptions, decoders: Decoders, metrics: Metrics, on_broken: Callable[[Exception], None]
     ) -> None:
         self._options, self._decoders, self._metrics, self._on_broken = options, decoders, metrics, on_broken
         self._table: dict[str, dict[str, Model]] = {}

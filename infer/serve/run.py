@@ -41,7 +41,7 @@ def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) 
         InputError: an option, an address or a certificate cannot be used.
         IResNetError: a bundle cannot be served, or work was left when the time was over.
     """
-    disable_created_metrics()  # of the whole process: a time of creation beside each counter
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside each counter
     server = Server(options, address, drain_timeout)
     server.run()
     if server.error is not None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from infer import __version__
@@ -14,6 +13,7 @@ from infer.errors import InputError, IResNetError
 from infer.pipeline.host import usable_cpus
 from infer.serve.access_log import AccessLog
 from infer.serve.auth import Tokens
+from infer.serve.decoders import Decoders
 from infer.serve.limits import Budget
 from infer.serve.metrics import Metrics
 from infer.serve.models import Models
@@ -53,7 +53,7 @@ class Service:
         self._broken_model = False
         self._loader: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._decoders = ThreadPoolExecutor(options.decoders or usable_cpus(), thread_name_prefix="decode")
+        self._decoders = Decoders(options.decoders or usable_cpus())
         self._models: Models | None = None
 
     @property
@@ -117,7 +117,7 @@ class Service:
             await asyncio.wait([self._loader])  # a load cannot be stopped in the middle
         if self._models is not None and not self._broken_model:
             await self._models.close()
-        self._decoders.shutdown(wait=not self._broken_model)
+        self._decoders.close()
         await asyncio.to_thread(self.log.close)
 
     async def _load(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,18 +34,25 @@ class Piece(NamedTuple):
 class Ticket:
     """What a request waits for. Made and changed in the event loop; other threads send it :class:`Piece` s.
 
-    Attributes:
+    Args:
+        loop: of the request.
         rows: images of the request, at least 1.
-        done: set when every row is accounted for.
+        on_done: called in the loop when every row is accounted for, also of a ticket that was given up.
+
+    Attributes:
+        rows: images of the request.
+        settled: is done when every row is accounted for, or when the ticket was given up.
         abandoned: nobody waits any more; rows that have not been started need not be. Read by any thread.
         decode: seconds of decoding, the longest of its images.
     """
 
-    __slots__ = ("_missing", "abandoned", "decode", "done", "loop", "pieces", "rows")
+    __slots__ = ("_missing", "_on_done", "abandoned", "decode", "loop", "pieces", "rows", "settled")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rows: int) -> None:
-        self.loop, self.rows = loop, rows
-        self.done: asyncio.Future[None] = loop.create_future()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, rows: int, on_done: Callable[[int], None] | None = None
+    ) -> None:
+        self.loop, self.rows, self._on_done = loop, rows, on_done
+        self.settled: asyncio.Future[None] = loop.create_future()
         self.pieces: list[Piece] = []
         self._missing = rows
         self.abandoned = False
@@ -55,8 +62,19 @@ class Ticket:
         """Note a piece; in the event loop only."""
         self.pieces.append(piece)
         self._missing -= piece.rows
-        if self._missing == 0 and not self.done.done():
-            self.done.set_result(None)
+        if self._missing:
+            return
+        if not self.settled.done():
+            self.settled.set_result(None)
+        if self._on_done is not None:
+            self._on_done(self.rows)
+
+    def give_up(self) -> None:
+        """Nobody waits any more, unless it is done; in the event loop only."""
+        if self._missing:
+            self.abandoned = True
+            if not self.settled.done():
+                self.settled.set_result(None)
 
     @property
     def wait(self) -> float:

@@ -190,11 +190,12 @@ class V2Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
     async def _wait(self, ticket: Ticket) -> None:
         """Until it is done, its time is over, or the call is cancelled, which cancels this."""
+        timer = ticket.loop.call_later(self._service.limits.timeout, ticket.give_up)
         try:
-            await asyncio.wait((ticket.done,), timeout=self._service.limits.timeout)
+            await ticket.settled
         finally:
-            if not ticket.done.done():
-                ticket.abandoned = True
+            timer.cancel()
+            ticket.give_up()
         if ticket.abandoned:
             raise Refusal(504, f"no answer within {self._service.limits.timeout:g} seconds")
 

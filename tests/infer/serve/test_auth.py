@@ -82,7 +82,7 @@ def test_a_body_without_a_token_is_not_read(serve, tokens):
 )
 def test_files_that_cannot_be(tmp_path, text, message):
     path = tmp_path / "tokens"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         Tokens(path)
 

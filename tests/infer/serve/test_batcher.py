@@ -71,7 +71,7 @@ def batcher(loop):
 
 
 def wait(loop, ticket):
-    asyncio.run_coroutine_threadsafe(asyncio.wait_for(ticket.done, 5), loop).result(6)
+    asyncio.run_coroutine_threadsafe(asyncio.wait_for(ticket.settled, 5), loop).result(6)
 
 
 def test_an_idle_device_gets_what_is_there_at_once(batcher):

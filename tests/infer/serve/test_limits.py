@@ -252,7 +252,7 @@ def test_a_client_that_does_not_read(serve, pictures):
 
             thread = threading.Thread(target=send)
             thread.start()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 25
             while server.in_loop(lambda: len(server.server.server_state.connections)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert server.in_loop(lambda: len(server.server.server_state.connections)) == 0

@@ -125,8 +125,8 @@ def test_one_bad_image_fails_its_request_and_no_other(client, runner, pictures, 
             gate.reached.acquire(timeout=0.01)
         gate.open()
         found = [one.get_result().as_numpy("classes")[0].tolist() for one in [first, *good]]
-    assert found == [[r.index for r in p.top] for p in runner.classify(pictures[:9])]
     assert gate.sizes == [1, 8]  # what the backend was given
+    assert found == [[r.index for r in p.top] for p in runner.classify(pictures[:9])]
     after = {size: one.count for size, one in tiny_server.model("tiny", "2").metrics.totals.sizes.items()}
     assert after[8] == before.get(8, 0) + 1 and after[1] == before.get(1, 0) + 1
 
