@@ -7,8 +7,9 @@
     python benchmarks/serve.py start BUNDLE                                  ready after a warm opening
 
 Load comes from wrk (https://github.com/wg/wrk; Debian: apt-get install wrk), which runs on the same cores; its CPU time
-is stated apart. What is under way when a turn of wrk ends is computed and not counted, so turns have to be long. Bodies are the 500 x 375 JPEG files of benchmarks/end_to_end.py, or, where the input has 64 pixels, the
-shipped test images. Ways take turns, medians are compared. Each peer lives in a venv of its own, with ``pip install
+is stated apart. What is under way when a turn of wrk ends is computed and not counted, so turns have to be long. Bodies
+are the 500 x 375 JPEG files of benchmarks/end_to_end.py, or, where the input has 64 pixels, the shipped test images.
+Ways take turns, medians are compared. Each peer lives in a venv of its own, with ``pip install
 openvino msgspec pillow numpy`` and litserve, mosec or ray[serve]; benchmarks/peers has their applications: our decoding
 and runner behind their HTTP and their batching, eight images or 2 ms.
 """
@@ -406,11 +407,11 @@ def main() -> None:
         images, _ = make_bodies(folder, bundle)
         if options.what == "saturated":
             tensors, headers = make_tensors(folder, images, bundle, 8)
-            infer = "v2/models/m/infer"
+            eight = ours(bundle, tensors, "v2/models/m/infer", headers, port=PORT + 1)
             return against_local(
                 [
                     ("classify", "server, a JPEG file a request", ours(bundle, images), 1),
-                    ("bench", "server, a tensor of 8 a request", ours(bundle, tensors, infer, headers, port=PORT + 1), 8),
+                    ("bench", "server, a tensor of 8 a request", eight, 8),
                 ],
                 bundle, images, options,
             )  # fmt: skip
