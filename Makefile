@@ -27,7 +27,8 @@ SOURCE = $(call flag,WEIGHTS,--weights) $(call flag,ONNX,--onnx) \
   $(call flag,DATA,--data) $(call flag,LIMIT,--limit) $(call flag,METHOD,--method)
 BATCH_SIZES = $(call flag,MIN_BATCH,--min-batch) $(call flag,OPT_BATCH,--opt-batch) $(call flag,MAX_BATCH,--max-batch)
 
-.PHONY: help demo engine calibrate models classify verify bench bench-e2e embed info doctor test test-quick gpu-check lint train-shipped setup \
+.PHONY: help demo engine calibrate models classify verify bench serve bench-e2e embed info doctor test test-quick \
+  gpu-check lint train-shipped setup \
   clean distclean check-build check-calibrate check-bundle check-data check-images
 
 help:  ## this text
@@ -57,6 +58,9 @@ verify: check-data $(READY)  ## accuracy against labels and FP32 on DATA= (folde
 
 bench: check-bundle $(READY)  ## throughput and latency of a bundle, model only
 	$(IRESNET) bench "$(BUNDLE)" $(ARGS)
+
+serve: check-bundle $(READY)  ## answer over HTTP and gRPC, with a page for the browser: BUNDLE=
+	$(IRESNET) serve "$(BUNDLE)" $(ARGS)
 
 info: check-bundle $(READY)  ## what a bundle is and which of its plans run here
 	$(IRESNET) info "$(BUNDLE)" $(ARGS)

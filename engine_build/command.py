@@ -66,6 +66,11 @@ COMMANDS = {
         _RUN,
         "Measure throughput and latency, model only: ready batches in host memory to results in host memory.",
     ),
+    "serve": Entry(
+        "infer.cli",
+        _RUN,
+        "Serve bundles over HTTP and gRPC: the KServe v2 protocol, and pictures to names for people.",
+    ),
     "export": Entry("infer.export.cli", _RUN, "Hand a bundle to another server: Triton or DeepStream.", True),
     "info": Entry(
         "infer.cli",

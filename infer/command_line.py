@@ -38,6 +38,13 @@ EXTRAS = {
     "pyarrow": "parquet",
     "matplotlib": "report",
     "polygraphy": "test",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "grpc": "serve",
+    "tritonclient": "serve",
 }
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

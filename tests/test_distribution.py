@@ -37,6 +37,7 @@ def test_the_wheel_has_what_runs_and_no_more(made):
         "engine_build/shipped/iresnet50_fashion/weights.safetensors", "infer/py.typed", "infer/bench/gpus.tsv",
         "engine_build/shipped/iresnet50_fashion/calibration.tar.gz", "infer/datasets/imagenet1k.tsv",
         "infer/verify/report/page.css", "infer/export/deepstream.mk", "engine_build/quantise/qdq.py",
+        "infer/serve/page.html",
     ):  # fmt: skip
         assert needed in names
     assert not [name for name in names if name.endswith("test.tar.gz") or name.startswith(("tests", "docs"))]

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("infer", "calibration", "engine_build")  # each imports itself and those before it
-COMMANDS = {"bench", "classify", "export", "verify"}  # folders of infer that a command is made of
+COMMANDS = {"bench", "classify", "export", "serve", "verify"}  # folders of infer that a command is made of
 HEAVY = {"torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda"}
 
 

@@ -41,6 +41,7 @@ WRONG = {
     "old batch": (["engine", "BATCH=1,2,4"], "BATCH= is now MAX_BATCH=, with MIN_BATCH= and OPT_BATCH="),
     "old count": (["calibrate", "IMAGES=12"], "IMAGES= is now LIMIT="),
     "no bundle": (["bench", "BUNDLE=nothing"], "BUNDLE: there is no bundle in 'nothing'"),
+    "nothing to serve": (["serve", "BUNDLE=nothing"], "BUNDLE: there is no bundle in 'nothing'"),
     "no info": (["info"], "BUNDLE: there is no bundle in 'engines/iresnet101-fp16'"),
 }
 
@@ -74,5 +75,5 @@ def test_arguments_are_handed_on(make):
 def test_help_names_every_target(make):
     done = make("help")
     assert done.returncode == 0
-    for name in ("demo", "engine", "calibrate", "classify", "verify", "bench", "doctor", "test", "lint"):
+    for name in ("demo", "engine", "calibrate", "classify", "verify", "bench", "serve", "doctor", "test", "lint"):
         assert f"  {name} " in done.stdout

@@ -145,6 +145,7 @@ class OpenVINOBackend(HostBackend):
         self.input_shape = tuple(d.get_length() for d in list(self._model.input(0).partial_shape)[1:])
         self._lock = threading.Lock()
         self._pools: dict[int, Pool] = {}
+        self._compiling: dict[int, threading.Lock] = {}
         self._refused: dict[int, KnownAnswersError] = {}
         self._closed, self._test = False, test
         self.max_batch = LARGEST_BATCH
@@ -193,22 +194,36 @@ class OpenVINOBackend(HostBackend):
             pool.close()
 
     def _pool(self, size: int) -> Pool:
+        if (pool := self._ready(size)) is not None:
+            return pool
         with self._lock:
-            if self._closed:
-                raise TargetUnavailableError("this backend is closed")
+            compiling = self._compiling.setdefault(size, threading.Lock())
+        with compiling:  # other sizes are compiled meanwhile
+            if (pool := self._ready(size)) is not None:
+                return pool
+            pool = self._compile(size)
+            try:
+                with self._lock:
+                    self._require_open()
+                    self._check(pool, size)
+                    self._pools[size] = pool
+            except BaseException as error:
+                pool.close()
+                if isinstance(error, KnownAnswersError):
+                    self._refused[size] = error
+                raise
+            return pool
+
+    def _ready(self, size: int) -> Pool | None:
+        with self._lock:
+            self._require_open()
             if (error := self._refused.get(size)) is not None:
                 raise error
-            if size not in self._pools:
-                pool = self._compile(size)
-                try:
-                    self._check(pool, size)
-                except BaseException as error:
-                    pool.close()
-                    if isinstance(error, KnownAnswersError):
-                        self._refused[size] = error
-                    raise
-                self._pools[size] = pool
-            return self._pools[size]
+            return self._pools.get(size)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TargetUnavailableError("this backend is closed")
 
     def _check(self, pool: Pool, size: int) -> None:
         if self._test is not None:

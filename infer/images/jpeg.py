@@ -57,8 +57,8 @@ SCAN = b"\xff\xda"
 _SAMPLINGS = b"\x11\x21\x22\x12"  # of Y against Cb and Cr: 4:4:4, 4:2:2, 4:2:0, 4:4:0
 _per_thread = threading.local()
 
-#: data, pre-processing, output, name for errors, least short side: whether it took the file.
-_Decoder = Callable[[bytes, Preprocessing, NDArray[np.uint8], str, int], bool]
+#: data, pre-processing, output, name for errors, least short side, most pixels: whether it took the file.
+_Decoder = Callable[[bytes, Preprocessing, NDArray[np.uint8], str, int, int], bool]
 
 
 def decoder_name() -> str:
@@ -93,7 +93,13 @@ def _choose(wish: str) -> str:
 
 
 def load_input(
-    source: Decodable, spec: Preprocessing, out: NDArray[np.uint8], name: str | None = None, *, fast: bool = False
+    source: Decodable,
+    spec: Preprocessing,
+    out: NDArray[np.uint8],
+    name: str | None = None,
+    *,
+    fast: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Decode ``source``, resize and crop it as ``spec`` says, and write the result to ``out``.
 
@@ -106,6 +112,7 @@ def load_input(
         name: what errors call the image.
         fast: decode JPEG at 1/2, 1/4 or 1/8 of its size where the short side stays at least twice ``spec.resize``.
             Pixels differ by a few grey levels; smaller files are decoded exactly.
+        max_pixels: of an encoded image or an array; more raise, before memory for them is used.
 
     Raises:
         ImageError: as :func:`infer.images.decode_image`.
@@ -117,10 +124,10 @@ def load_input(
     if data is not None:
         name = name or (str(source) if isinstance(source, str | os.PathLike) else f"{len(data)} bytes")
         decoder = _DECODERS[decoder_name()]
-        if decoder is not None and decoder(data, spec, out, name, shortest):
+        if decoder is not None and decoder(data, spec, out, name, shortest, max_pixels):
             return
         _check_scans(data, name)
-    image = decode_image(source if data is None else data, name, shortest=shortest)
+    image = decode_image(source if data is None else data, name, shortest=shortest, max_pixels=max_pixels)
     preprocess(image, spec, out)
 
 
@@ -144,11 +151,13 @@ def _check_scans(data: bytes, name: str) -> None:
         raise ImageError(f"{name}: {scans} scans in a JPEG file, the limit is {MAX_SCANS}; save it again")
 
 
-def _with_kernel(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int) -> bool:
+def _with_kernel(
+    data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int, max_pixels: int
+) -> bool:
     kernel: Any = load_kernel()
     target = out if out.flags.c_contiguous else np.empty(out.shape, np.uint8)
     reach = FILTERS[spec.interpolation][1]
-    refused = kernel.load(data, target, spec.resize, spec.crop, reach, TALL_FIRST, MAX_PIXELS, shortest=shortest)
+    refused = kernel.load(data, target, spec.resize, spec.crop, reach, TALL_FIRST, max_pixels, shortest=shortest)
     if refused is None and target is not out:
         out[...] = target
     return refused is None
@@ -164,13 +173,15 @@ def _simplejpeg() -> tuple[ModuleType, ModuleType] | None:
     return simplejpeg, cykooz_resizer
 
 
-def _with_simplejpeg(data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int) -> bool:
+def _with_simplejpeg(
+    data: bytes, spec: Preprocessing, out: NDArray[np.uint8], name: str, shortest: int, max_pixels: int
+) -> bool:
     modules = _simplejpeg()
     assert modules is not None
     header = read_header(data)
     if header is None:
         return False
-    check_size(header.size, name, MAX_PIXELS)
+    check_size(header.size, name, max_pixels)
     if header.progressive:
         _check_scans(data, name)
     turn = upright_turn(open_image(io.BytesIO(data), name)) if header.metadata else None

@@ -1,0 +1,1 @@
+"""Bundles behind HTTP and gRPC: ``iresnet serve``."""
