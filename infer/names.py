@@ -35,7 +35,7 @@ def _as_bytes(match: re.Match[str]) -> str:
     try:
         return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:  # a surrogate that stands for no byte: no file has such a name
-        return "�"
+        return "\ufffd"
 
 
 def printable(name: str) -> str:

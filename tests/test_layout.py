@@ -101,7 +101,7 @@ def test_circles_are_of_types_only():
 
 def test_a_command_folder_has_nothing_but_a_docstring():
     for folder in COMMANDS:
-        body = ast.parse((ROOT / "infer" / folder / "__init__.py").read_text()).body
+        body = ast.parse((ROOT / "infer" / folder / "__init__.py").read_text("utf-8")).body
         assert len(body) == 1 and isinstance(body[0], ast.Expr), folder
 
 
@@ -125,5 +125,5 @@ def test_tests_lie_where_their_subject_lies():
 
 def test_files_stay_small():
     """One subject a file; those that are longer were looked at."""
-    long = {str(path.relative_to(ROOT)) for path in MODULES.values() if len(path.read_text().splitlines()) > 360}
+    long = {str(path.relative_to(ROOT)) for path in MODULES.values() if len(path.read_text("utf-8").splitlines()) > 360}
     assert long == set()

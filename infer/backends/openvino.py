@@ -247,10 +247,30 @@ class OpenVINOBackend(HostBackend):
         model.reshape({0: [size, *self.input_shape]})
         hint = "LATENCY" if size == 1 else "THROUGHPUT"
         try:
-            compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, **self._options})
+            with _process.compiling:
+                compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, **self._options})
         except RuntimeError as error:
             raise TargetUnavailableError(f"OpenVINO cannot compile the model ({_brief(error)})") from error
         return Pool(compiled)
+
+
+class _Process:
+    """``compiling``: OpenVINO takes the C locale for the process while it reads its cache, and puts back what it found.
+
+    Two threads at once would put back the C locale, for good, and Python then reads and writes files as ASCII.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """A lock that nobody holds: in a fork, the thread that held the old one is not there."""
+        self.compiling = threading.Lock()
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.renew)
 
 
 def _convert_once(ov: Any) -> None:

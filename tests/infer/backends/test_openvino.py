@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import locale
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import openvino
 import pytest
 from small_models import pictures
 
+from infer import open_bundle
 from infer.backends.openvino import LARGEST_BATCH, OpenVINOBackend, computes_in, make_core
 from infer.errors import TargetUnavailableError
 
@@ -26,6 +29,26 @@ def backend(tiny):
     opened = OpenVINOBackend(tiny / "openvino.xml", FULL_PRECISION)
     yield opened
     opened.close()
+
+
+def test_runners_opened_at_once_leave_the_locale_alone(own, tiny):
+    """OpenVINO takes another while it reads its cache, and Python's files follow it."""
+    folder = own(tiny)
+
+    def work(_):
+        for _ in range(3):
+            with open_bundle(folder) as runner:
+                runner.infer(pictures(1))
+
+    work(0)  # fills the cache
+    assert list(folder.glob("openvino.cache/*"))
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert locale.setlocale(locale.LC_ALL) == before
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def test_batches_of_every_size_give_the_same(backend):
@@ -134,6 +157,7 @@ def test_closing_does_not_wait_for_itself(tiny):
 import sys
 from pathlib import Path
 import numpy as np
+from infer import open_bundle
 from infer.backends.openvino import OpenVINOBackend
 bundle, images = Path({str(tiny)!r}), np.zeros((9, 32, 32, 3), np.uint8)
 for _ in range(60):
@@ -153,6 +177,7 @@ def test_the_first_calls_may_come_from_several_threads(tiny):
 import sys
 from pathlib import Path
 import numpy as np
+from infer import open_bundle
 from infer.backends.openvino import OpenVINOBackend
 bundle, images = Path({str(tiny)!r}), np.zeros((8, 32, 32, 3), np.uint8)
 backend = OpenVINOBackend(bundle / "openvino.xml", cache=bundle / "openvino.cache")
@@ -204,6 +229,7 @@ def test_a_read_only_bundle(own, tiny):
 
 SIGNAL = """
 import gc, signal, sys, threading
+from infer import open_bundle
 from infer.backends.openvino import OpenVINOBackend
 
 caught = []
