@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -172,16 +173,19 @@ def test_idle_it_ends_soon_and_says_where_it_listens(start, pictures):
 def test_a_request_that_was_on_its_way_is_answered(start, pictures):
     """Its connection was idle when the signal came."""
     server = start(*ANY)
-    request = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(pictures[0]) + pictures[0]
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10) as connection:
-        connection.sendall(request)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_for("ending")
-        time.sleep(0.1)
-        connection.sendall(request)
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10)
+
+    def ask():
+        connection.request("POST", "/v1/classify", pictures[0])
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("connection")
+
+    assert ask() == (200, None)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("ending")
+    time.sleep(0.1)
+    assert ask() == (200, "close")
     assert server.end(None) == 0
 
 
