@@ -21,7 +21,7 @@ from infer.backends.base import Backend, Outputs
 from infer.serve.ticket import Piece, Ticket, deliver
 
 #: Rows of padding a batch may have, as a share of what is computed, before a smaller compiled size is taken.
-_MOST_PADDING = 0.25
+_MOST_PADDING = 0.2
 
 
 class Watcher(Protocol):

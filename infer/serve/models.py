@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -228,9 +229,15 @@ class Models:
                 with suppress(KeyError):
                     model.metrics.forget()
 
-        task = asyncio.get_running_loop().create_task(retire())
+        def free(task: asyncio.Task[None]) -> None:
+            self._retiring.discard(task)
+            # Engines hang in circles of references; their memory is not to wait until Python looks for such.
+            loop.run_in_executor(None, gc.collect)
+
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(retire())
         self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(free)
 
     def _sources(self, name: str | None) -> list[Source]:
         """Versions of ``name``, or of all models, of the command line and the repository."""

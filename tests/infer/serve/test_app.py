@@ -60,6 +60,12 @@ def test_not_ready_while_models_load(serve, pictures, monkeypatch):
         assert http.post("/v1/classify", content=pictures[0]).status_code == 200
 
 
+def test_ready_means_that_every_batch_size_is_compiled(serve):
+    with serve() as server:
+        backend = server.model("tiny").runner.backend
+        assert server.service.ready and set(backend._pools) == set(backend.compiled_batches) == {1, 2, 4, 8}
+
+
 def families(text):
     return {
         (s.name, *sorted(s.labels.values())): s.value for f in text_string_to_metric_families(text) for s in f.samples

@@ -71,8 +71,9 @@ def test_load_and_unload(serve, repository, tiny, pixels, runner):
             grpc_client.load_model("alone")
             assert grpc_client.is_model_ready("alone")
             grpc_client.unload_model("alone")
-            with pytest.raises(InferenceServerException, match="NOT_FOUND"):
-                grpc_client.load_model("none")
+            for name in ("none", "../secret-repository/alone", "many/1", ".", ""):
+                with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                    grpc_client.load_model(name)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -167,6 +168,25 @@ def test_idle_it_ends_soon_and_says_where_it_listens(start, pictures):
     assert server.said[1] == "ready: tiny 1 (openvino)\n"
     (line,) = [json.loads(line) for line in server.out]
     assert line["path"] == "/v1/classify"
+
+
+def test_a_request_that_was_on_its_way_is_answered(start, pictures):
+    """Its connection was idle when the signal came."""
+    server = start(*ANY)
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10)
+
+    def ask():
+        connection.request("POST", "/v1/classify", pictures[0])
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("connection")
+
+    assert ask() == (200, None)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("ending")
+    time.sleep(0.1)
+    assert ask() == (200, "close")
+    assert server.end(None) == 0
 
 
 def test_ctrl_c_ends_by_that_signal(start):
