@@ -7,10 +7,11 @@ rows in order against what every shard saw of the whole job. Memory holds a bloc
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infer.classify.job import Shard
 from infer.classify.shard_record import NamesHash, ShardRecord, read_record
@@ -150,7 +151,7 @@ def _merge_parquet(files: list[Path], output: Path, names: NamesHash) -> None:
     for path, file in zip(files, opened, strict=True):
         if not file.schema_arrow.equals(schema):
             raise InputError(f"{path}: other columns than {files[0]}")
-    readers = [_blocks(lambda size, file=file: file.iter_batches(size)) for file in opened]
+    readers = [_blocks(file) for file in opened]
 
     def rounds() -> Iterator[pyarrow.Table]:
         while True:
@@ -177,16 +178,15 @@ def _merge_parquet(files: list[Path], output: Path, names: NamesHash) -> None:
         file.close()
 
 
-def _blocks(batches: Callable[[int], Iterator[object]]) -> Iterator[object]:
-    """Blocks of exactly ``_BLOCK`` rows but for the last, whatever the row groups of the file."""
+def _blocks(file: Any) -> Iterator[Any]:
+    """Record batches of exactly ``_BLOCK`` rows but for the last, whatever the row groups of the file."""
     import pyarrow
 
-    waiting: pyarrow.Table | None = None
-    for batch in batches(_BLOCK):
-        table = pyarrow.Table.from_batches([batch])
-        waiting = table if waiting is None else pyarrow.concat_tables([waiting, table])
+    waiting = file.schema_arrow.empty_table()
+    for batch in file.iter_batches(_BLOCK):
+        waiting = pyarrow.concat_tables([waiting, pyarrow.Table.from_batches([batch])])
         while len(waiting) >= _BLOCK:
             yield waiting.slice(0, _BLOCK).combine_chunks().to_batches()[0]
             waiting = waiting.slice(_BLOCK)
-    if waiting is not None and len(waiting):
+    if len(waiting):
         yield waiting.combine_chunks().to_batches()[0]

@@ -42,6 +42,6 @@ def merge(
     else:
         failed = f", {merged.failed} of images that could not be read" if merged.failed else ""
         say(
-            f"{output}: {merged.rows} rows of {merged.shards} shards{failed}; every shard is there once, every image of "
-            "the job once and in order"
+            f"{output}: {merged.rows} rows of {merged.shards} shards{failed}; every shard is there once, every image "
+            "of the job once and in order"
         )

@@ -1,4 +1,4 @@
-"""What a shard leaves beside its output, ``OUTPUT.shard.json``: enough for :mod:`infer.classify.merge` to prove a merge.
+"""What a shard leaves beside its output, ``OUTPUT.shard.json``: enough for :mod:`infer.classify.merge` to prove it.
 
 Every shard passes over the names of the whole job. So each records how many there were and a hash of all of them, and
 the merged rows must have just those names: then none is missing, none is there twice, and all are in order.
