@@ -56,6 +56,9 @@ COMMANDS = {
     ),
     "cache": Entry("calibration.cli", _BUILD, "INT8 calibration caches: look at one, or make one for a bundle.", True),
     "classify": Entry("infer.cli", _RUN, "Name what is on images: the best classes with their probabilities."),
+    "merge": Entry(
+        "infer.cli", _RUN, "Put the outputs of all shards of a job together, in the order of the unsharded run."
+    ),
     "verify": Entry(
         "infer.cli",
         _RUN,

@@ -22,7 +22,7 @@ from infer.tables import say
 if TYPE_CHECKING:
     from infer.classify.job import JobCounts, Shard
     from infer.classify.meter import Meter
-    from infer.classify.partial import PartialOutput
+    from infer.classify.partial import PartialOutput, Recorded
     from infer.classify.sinks import FileSink, Sink
     from infer.predictions import Prediction
 
@@ -51,8 +51,9 @@ def classify(
         bool, typer.Option("--overwrite", help="Replace --output, and discard an interrupted run.")
     ] = False,
     shard: Annotated[
-        str, typer.Option(metavar="i/n", help="Take images i, i+n, i+2n, ...; i counts from 0: of four, 0/4 to 3/4.")
-    ] = "0/1",
+        str | None,
+        typer.Option(metavar="i/n", help="Take images i, i+n, i+2n, ...; of four, 0/4 to 3/4; iresnet merge joins."),
+    ] = None,
     column: Annotated[
         str | None, typer.Option(help="Parquet column of the images; None: found by type and name.")
     ] = None,
@@ -87,13 +88,14 @@ def classify(
     """
     from infer.classify.job import JobCounts, Shard, begin, identity, run_job
     from infer.classify.meter import Meter, shown
+    from infer.classify.shard_record import NamesHash, write_record
     from infer.classify.sinks import StreamSink, open_sink, partial_output
     from infer.classify.sinks.rows import json_row
     from infer.pipeline.device import require_device
     from infer.runner import open_bundle
     from infer.sources import Skipped, iter_records, read_list
 
-    part = Shard.parse(shard)
+    part = Shard() if shard is None else Shard.parse(shard)
     inputs, lists = images or [], files_from or []
     _check_options(inputs, lists, output, resume=resume, overwrite=overwrite, as_json=as_json)
     partial = None if output is None else partial_output(output)
@@ -107,7 +109,9 @@ def classify(
         dali = require_device(runner.backend, runner.preprocessing, fast=fast_decode) if gpu_decode else None
         top = min(top, runner.manifest.outputs[1].shape[1])
         skipped = Skipped()
-        records = part.take(iter_records(chain(inputs, *map(read_list, lists)), column=column, skipped=skipped))
+        whole = iter_records(chain(inputs, *map(read_list, lists)), column=column, skipped=skipped)
+        names = NamesHash()
+        records = part.take(whole if shard is None else names.watch(whole))
         meter, tally = Meter(), JobCounts()
         named = _Named(None if output is None and not as_json else _MOST_NAMED)
 
@@ -136,8 +140,13 @@ def classify(
             run(StreamSink(json_row if as_json else _text))
         else:
             sink = open_sink(partial, top)
-            with _finished_or_kept(sink, partial, meter):
-                job = identity(runner, inputs, lists, part, column, top, fast=fast_decode, dali=dali)
+            job = identity(runner, inputs, lists, part, column, top, fast=fast_decode, dali=dali)
+
+            def recorded(rows: Path) -> None:
+                if shard is not None:
+                    write_record(partial.output, rows, names, tally.failed, tally.good + tally.failed, job)
+
+            with _finished_or_kept(sink, partial, meter, recorded):
                 meter.skip(begin(sink, job, records, tally, resume=resume))
                 run(sink)
         named.close()
@@ -180,11 +189,11 @@ class _Named:
 
 
 @contextmanager
-def _finished_or_kept(sink: FileSink, partial: PartialOutput, meter: Meter) -> Iterator[None]:
+def _finished_or_kept(sink: FileSink, partial: PartialOutput, meter: Meter, recorded: Recorded) -> Iterator[None]:
     """Put the output in its place; or, after an error, keep what rows there are."""
     try:
         yield
-        sink.finish()
+        sink.finish(recorded)
     except BaseException:
         # Whatever went wrong before the first row left nothing to go on with, but an older run's rows stay.
         kept = f"{meter.done} rows"

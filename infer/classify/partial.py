@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from infer.errors import InputError
 from infer.files import write_bytes
@@ -25,6 +25,14 @@ from infer.files import write_bytes
 _RUN, _LOCK = "run.json", "lock"
 #: What else jobs have in the folder; nothing else is ever removed.
 _FILES = ("rows.*", "part-*.parquet", "joined", ".*.tmp")
+
+
+#: Called with the complete file before it gets its name.
+Recorded: TypeAlias = Callable[[Path], None]
+
+
+def nothing(path: Path) -> None:
+    """Records nothing."""
 
 
 class PartialOutput:
@@ -138,10 +146,11 @@ class PartialOutput:
                 f"{self.folder} belongs to another run: {shown}. Repeat that one's command, or pass --overwrite"
             )
 
-    def complete(self, rows: str) -> None:
+    def complete(self, rows: str, recorded: Recorded = nothing) -> None:
         """Put the file ``rows`` of the folder in the place of ``output``, and remove the rest."""
         with (self.folder / rows).open("rb") as file:
             os.fsync(file.fileno())
+        recorded(self.folder / rows)
         (self.folder / rows).replace(self.output)
         self.discard()
 

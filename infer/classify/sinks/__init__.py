@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from infer.classify.partial import PartialOutput
+from infer.classify.partial import PartialOutput, Recorded, nothing
 from infer.classify.sinks.rows import Kept, column_names, json_row, row_values, unwritable
 from infer.errors import InputError
 from infer.names import unescape_name
@@ -62,8 +62,8 @@ class FileSink(Sink, Protocol):
         """
         ...
 
-    def finish(self) -> None:
-        """Put the output in its place."""
+    def finish(self, recorded: Recorded = nothing) -> None:
+        """Put the output in its place; ``recorded`` is called with the file just before."""
         ...
 
     def close(self, *, keep: bool) -> None:
@@ -112,19 +112,30 @@ def open_sink(partial: PartialOutput, top: int) -> FileSink:
         from infer.classify.sinks.parquet import ParquetSink
 
         return ParquetSink(partial, top)
-    return TextSink(partial, partial.folder / f"rows{suffix}", _Csv(top) if suffix == ".csv" else _JsonLines())
+    return TextSink(partial, partial.folder / f"rows{suffix}", text_form(suffix, top))
 
 
-class _Form(Protocol):
+class Form(Protocol):
+    """How rows are text."""
+
     header: bytes
 
-    def encode(self, prediction: Prediction) -> str: ...
+    def encode(self, prediction: Prediction) -> str:
+        """A row with its end."""
+        ...
 
-    def decode(self, line: str) -> Kept: ...
+    def decode(self, line: str) -> Kept:
+        """What a row is of; raises ValueError, KeyError, TypeError or csv.Error where it is damaged."""
+        ...
 
     def rows(self, file: IO[bytes]) -> Iterator[bytes]:
         """The rows of a file, each with its end; of the last one it may lack."""
         ...
+
+
+def text_form(suffix: str, top: int) -> Form:
+    """Of ``.csv``, or of JSON lines."""
+    return _Csv(top) if suffix == ".csv" else _JsonLines()
 
 
 class _JsonLines:
@@ -171,7 +182,7 @@ class _Csv:
 class TextSink:
     """One line a row, added batch by batch to one file. See :class:`FileSink`."""
 
-    def __init__(self, partial: PartialOutput, path: Path, form: _Form) -> None:
+    def __init__(self, partial: PartialOutput, path: Path, form: Form) -> None:
         self._partial, self._path, self._form = partial, path, form
         self._file: IO[bytes] | None = None
         self._kept = 0
@@ -224,11 +235,11 @@ class TextSink:
         except OSError as error:
             raise unwritable(self._path, error) from error
 
-    def finish(self) -> None:
+    def finish(self, recorded: Recorded = nothing) -> None:
         """See :class:`FileSink`."""
         try:
             self._close()
-            self._partial.complete(self._path.name)
+            self._partial.complete(self._path.name, recorded)
         except OSError as error:
             raise unwritable(self._partial.output, error) from error
 

@@ -8,11 +8,11 @@ however often the run was interrupted. Needs pyarrow.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.classify.partial import PartialOutput
+from infer.classify.partial import PartialOutput, Recorded, nothing
 from infer.classify.sinks.rows import Kept, column_names, row_values, unwritable
 from infer.errors import InputError
 from infer.files import replacing
@@ -107,31 +107,36 @@ class ParquetSink:
         self._parts.append(path)
         self._written += len(rows)
 
-    def finish(self) -> None:
+    def finish(self, recorded: Recorded = nothing) -> None:
         """See :class:`FileSink`."""
         self._flush()
         try:
             self._join(self._partial.folder / "joined")
-            self._partial.complete("joined")
+            self._partial.complete("joined", recorded)
         except OSError as error:
             raise unwritable(self._partial.output, error) from error
 
     def _join(self, output: Path) -> None:
-        import pyarrow
-
         parquet = import_parquet()
-        waiting = self._schema.empty_table()
-        with parquet.ParquetWriter(output, self._schema) as writer:
-            for path in self._parts:
-                waiting = pyarrow.concat_tables([waiting, parquet.read_table(path, schema=self._schema)])
-                while len(waiting) >= GROUP_ROWS:
-                    writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks(), GROUP_ROWS)
-                    waiting = waiting.slice(GROUP_ROWS).combine_chunks()
-            if len(waiting):
-                writer.write_table(waiting.combine_chunks(), GROUP_ROWS)
+        write_groups((parquet.read_table(path, schema=self._schema) for path in self._parts), output, self._schema)
 
     def close(self, *, keep: bool) -> None:
         """See :class:`FileSink`; rows that are still in memory are kept too."""
         if keep:
             self._flush()
         self._partial.close(keep=keep)
+
+
+def write_groups(tables: Iterable[Any], output: Path, schema: Any) -> None:
+    """Write pyarrow tables as one file in row groups of :data:`GROUP_ROWS`: the same bytes however they were cut."""
+    import pyarrow
+
+    waiting = schema.empty_table()
+    with import_parquet().ParquetWriter(output, schema) as writer:
+        for table in tables:
+            waiting = pyarrow.concat_tables([waiting, table])
+            while len(waiting) >= GROUP_ROWS:
+                writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks(), GROUP_ROWS)
+                waiting = waiting.slice(GROUP_ROWS).combine_chunks()
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks(), GROUP_ROWS)
