@@ -38,6 +38,8 @@ EXTRAS = {
     "pyarrow": "parquet",
     "matplotlib": "report",
     "polygraphy": "test",
+    "tritonclient": "triton",
+    "geventhttpclient": "triton",
 }
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
