@@ -41,7 +41,7 @@ def keep_versions(folder: Path, work: Path, version: int) -> None:
             numbers = ", ".join(map(str, kept))
             raise InputError(
                 f"{folder}: version {numbers} would no longer fit: all versions share {name}, and this bundle's "
-                "differs in backend, batch, tensors, pre-processing or labels; pass another --name, or remove them first"
+                "differs in backend, batch, tensors, pre-processing or labels; pass another --name or remove them"
             )
     for number in kept:
         shutil.copytree(folder / str(number), work / str(number), copy_function=_link_or_copy)
