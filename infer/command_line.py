@@ -44,7 +44,8 @@ EXTRAS = {
     "prometheus_client": "serve",
     "python_multipart": "serve",
     "grpc": "serve",
-    "tritonclient": "serve",
+    "tritonclient": "triton",
+    "geventhttpclient": "triton",
 }
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

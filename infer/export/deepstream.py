@@ -21,7 +21,8 @@ from pathlib import Path
 
 from infer.bundle import Manifest, find_plan, read_labels, read_manifest
 from infer.errors import InputError
-from infer.export.triton import TritonOptions, export_triton, quote
+from infer.export.triton import TritonOptions, export_triton
+from infer.export.triton_config import quote
 from infer.files import replacing_folder
 
 LIBRARY = "libiresnet_deepstream.so"

@@ -37,7 +37,7 @@ def test_help(call):
     code, out, _ = call("classify", "--help")
     assert code == 0
     shown = " ".join(out.split())
-    for text in ("Name what is on images", "--top", "--json", "--strict", "--allow-untrained", "i counts from 0"):
+    for text in ("Name what is on images", "--top", "--json", "--strict", "--allow-untrained", "0/4 to 3/4"):
         assert text in shown, text
 
 

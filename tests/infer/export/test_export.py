@@ -59,11 +59,14 @@ def parse(folder):
 
 def test_a_tensorrt_model(bundle, tmp_path):
     folder = export_triton(bundle, tmp_path / "repository")
+    answers = read_manifest(bundle).known_answers
+    count = answers.images if answers else 0
     assert folder == tmp_path / "repository" / "tiny-fp32"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "1/model.plan",
         "config.pbtxt",
         "labels.txt",
+        *[f"warmup/known_answer_{number}" for number in range(count)],
     ]
     assert (folder / "1/model.plan").read_bytes() == PLAN
     config, text = parse(folder)
@@ -76,7 +79,10 @@ def test_a_tensorrt_model(bundle, tmp_path):
         ("scores", model_config_pb2.TYPE_FP32, [5], ""),
         ("classes", model_config_pb2.TYPE_INT32, [5], ""),
     ]
-    assert list(config.dynamic_batching.preferred_batch_size) == [32, 128]
+    assert list(config.dynamic_batching.preferred_batch_size) == []  # the plan has one profile
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (8 * 128, 10_000_000)
+    assert not config.optimization.graph.level
     assert config.dynamic_batching.max_queue_delay_microseconds == 100
     [group] = config.instance_group
     assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_GPU)
