@@ -1,4 +1,4 @@
-"""Python-backend stand-in for Triton's OpenVINO backend, which no wheel brings: the exported model.xml, run by OpenVINO.
+"""Python-backend stand-in for Triton's OpenVINO backend, which no wheel brings: the exported model, run by OpenVINO.
 
 It notes each batch that it is given, so that a test sees the warm-up and how requests were gathered.
 """
