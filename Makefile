@@ -116,8 +116,8 @@ lint: $(READY)  ## ruff and mypy
 bench-e2e: $(READY)  ## files to answers, beside PyTorch, ONNX Runtime and benchmark_app (iresnet50 int8 on this CPU)
 	$(RUN) benchmarks/end_to_end.py $(ARGS)
 
-embed: $(READY)  ## C library, headers and C++ example in build/embed
-	$(RUN) embed/build.py --output build/embed $(ARGS)
+embed: $(READY)  ## C library, headers, pkg-config, CMake package: PREFIX= (build/embed, with the C++ example)
+	$(RUN) -m infer.embed $(if $(PREFIX),--prefix "$(PREFIX)" --no-example) $(ARGS)
 
 train-shipped: $(READY)  ## train the shipped model again (needs Debian's dataset-fashion-mnist, or DATA=)
 	$(RUN) -m engine_build.shipped.train $(call flag,DATA,--data) $(ARGS)

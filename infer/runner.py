@@ -309,12 +309,12 @@ def open_bundle(
     allow_untrained: bool = False,
     threads: int | None = None,
     gpu: GpuOptions | None = None,
+    self_test: str | None = None,
 ) -> Runner:
     """Open a bundle on the fastest target that this machine can run.
 
     The manifest, the hashes of the files and the version and GPU of the plan are checked before a backend is asked, and
     the bundle's known answers before the first answer, where they have not passed on this machine already.
-    ``IRESNET_SELF_TEST`` is ``always``, ``new`` (the default) or ``never``.
 
     Args:
         folder: the bundle.
@@ -323,18 +323,20 @@ def open_bundle(
         allow_untrained: let :meth:`Runner.classify` answer although the weights are random.
         threads: CPU threads of a CPU target; None for its own choice.
         gpu: which GPU a TensorRT target takes, how many streams, graphs, waiting; None for the defaults.
+        self_test: the known answers are checked ``always``, where they are ``new`` on this machine, or ``never``; None
+            for what the environment's ``IRESNET_SELF_TEST`` says, and without it ``new``.
 
     Raises:
         BundleError: the bundle is damaged, of an unknown version, or lacks the target.
         TargetUnavailableError: no target of the bundle runs here; says why for each.
         KnownAnswersError: ``target``, or every target that runs here, computes something else than the graph.
-        InputError: ``IRESNET_SELF_TEST`` says something else.
+        InputError: ``self_test`` or ``IRESNET_SELF_TEST`` says something else.
     """
     from infer.backends import open_backend
 
     path = Path(folder)
     manifest = read_manifest(path)
-    test = SelfTest(path, manifest)
+    test = SelfTest(path, manifest, self_test)
     labels = read_labels(path, manifest)
     backend = open_backend(path, manifest, test, target, threads, gpu)
     runner = Runner(path, manifest, labels, backend, allow_untrained, test)

@@ -39,9 +39,12 @@ def self_test_mode() -> str:
     Raises:
         InputError: it says something else.
     """
-    mode = os.environ.get(VARIABLE) or "new"
+    return _known_mode(VARIABLE, os.environ.get(VARIABLE) or "new")
+
+
+def _known_mode(name: str, mode: str) -> str:
     if mode not in MODES:
-        raise InputError(f"{VARIABLE}: expected {', '.join(MODES)}, found {mode!r}")
+        raise InputError(f"{name}: expected {', '.join(MODES)}, found {mode!r}")
     return mode
 
 
@@ -63,7 +66,8 @@ class SelfTest:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, mode: str | None = None) -> None:
-        self.folder, self.manifest, self.mode = folder, manifest, mode or self_test_mode()
+        self.folder, self.manifest = folder, manifest
+        self.mode = self_test_mode() if mode is None else _known_mode("self_test", mode)
         self.checked: list[Checked] = []
         self.notes: list[str] = []
         self._data = read_file(folder, manifest)

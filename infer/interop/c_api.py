@@ -1,18 +1,20 @@
-"""The Python half of the C library in ``embed/``: what its functions do once the arguments are there.
+"""The Python half of the C library in ``infer/embed``: what its functions do once the arguments are there.
 
-Every function returns a status of ``iresnet_infer.h`` and never raises; the message of an error goes into a buffer of
-the caller. :data:`ANSWERED` is set in every result: without it the interpreter could not be started or has failed.
-Handles are numbers, so that one which is closed, or was never open, is an error and not a crash.
+``infer/embed/interpreter.c`` imports this module and calls :func:`start`, ``infer/embed/library.c`` the methods of
+:class:`Library`. Every method returns ``(status, message)`` with a status of ``iresnet_infer.h``, or ``(OK, answer)``,
+and never raises. Memory of the caller comes as addresses. Handles are numbers, so that one which is closed, or was
+never open, is an error and not a crash.
 """
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from infer.errors import (
     InputError,
     IResNetError,
     KnownAnswersError,
+    ProcessError,
     TargetUnavailableError,
     UnsupportedError,
     UntrainedError,
@@ -34,18 +37,39 @@ if TYPE_CHECKING:
 
     from infer.runner import Runner
 
-ABI = 1
-ANSWERED = 0x100
+ABI = 2
 OK, INVALID_ARGUMENT, BUNDLE, TARGET_UNAVAILABLE, UNTRAINED, UNSUPPORTED, DEVICE, INTERNAL, WRONG_ANSWERS = range(9)
+SHUT_DOWN = 10
+#: Of ``iresnet_answers``.
+UNCHECKED, PASSED, CANNOT_TELL = range(3)
+
+Reply = tuple[int, Any]
+
+
+def start(on_exit: Callable[[], None]) -> Library:
+    """The library of this process, which ends before the interpreter does.
+
+    Args:
+        on_exit: refuses new calls and returns when those under way have ended.
+    """
+    library, process = Library(), os.getpid()
+
+    @atexit.register
+    def end() -> None:
+        if os.getpid() == process:
+            on_exit()
+            library.end()
+
+    return library
 
 
 class _Open:
     """A runner with the number of calls that use it."""
 
-    def __init__(self, runner: Runner, ffi: Any) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.labels = [ffi.new("char[]", label.encode()) for label in runner.labels]
         self._calls, self._closing, self._idle = 0, False, threading.Condition()
+        self._told = 0
 
     @contextmanager
     def use(self) -> Iterator[Runner]:
@@ -67,167 +91,197 @@ class _Open:
             self._idle.wait_for(lambda: not self._calls)
         self.runner.close()
 
+    def answers(self) -> tuple[int, float, float]:
+        """Outcome, lowest SQNR and highest floor, dB, of the known answers checked so far."""
+        test = self.runner.self_test
+        checked = list(test.checked) if test is not None else []
+        self._told = len(checked)
+        checked = [one for one in checked if one.target == self.runner.target]
+        if not checked:
+            return UNCHECKED, float("nan"), float("nan")
+        sqnr = min(float("inf") if one.sqnr_db is None else one.sqnr_db for one in checked)
+        told = all(one.outcome == "passed" for one in checked)
+        return PASSED if told else CANNOT_TELL, sqnr, max(one.floor_db for one in checked)
+
+    def new_answers(self) -> tuple[int, float, float] | None:
+        """The same where a batch size was checked since they were told, else None."""
+        test = self.runner.self_test
+        return self.answers() if test is not None and len(test.checked) != self._told else None
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Reply]:
+    """Nothing may be raised into C."""
+
+    def call(*arguments: Any) -> Reply:
+        try:
+            return OK, method(*arguments)
+        except BaseException as error:
+            status, text = _describe(error)
+            return status, text.encode(errors="surrogateescape").replace(b"\0", b"\\0")
+
+    return call
+
 
 class Library:
-    """The open runners of a process and the functions that the C library calls.
+    """The open runners of a process and what the C library calls."""
 
-    Args:
-        ffi: cffi's, with the declarations of ``embed/build.py``.
-    """
-
-    def __init__(self, ffi: Any) -> None:
-        self._ffi = ffi
+    def __init__(self) -> None:
         self._runners: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
-
-    def register(self) -> None:
-        """Put the functions behind the declarations."""
-        for name in ("start", "open", "info", "label", "preprocess", "infer", "infer_device", "close"):
-            self._ffi.def_extern(name=f"_iresnet_{name}", error=0)(self._guarded(getattr(self, name)))
-
-    def _guarded(self, function: Callable[..., None]) -> Callable[..., int]:
-        def call(*arguments: Any) -> int:
-            *rest, message, size = arguments
-            try:
-                function(*rest)
-            except BaseException as error:  # nothing may cross into C
-                status, text = _describe(error)
-                data = text.encode()[: size - 1].decode(errors="ignore").encode()
-                self._ffi.memmove(message, data + b"\0", len(data) + 1)
-                return ANSWERED | status
-            return ANSWERED | OK
-
-        return call
 
     def _find(self, handle: int) -> _Open:
         found = self._runners.get(handle)
         if found is None:
-            raise InputError("this runner is not open: it was closed, or iresnet_open failed")
+            raise InputError("runner: expected an open one, found one that was closed or that iresnet_open did not make")
         return found
 
-    def start(self) -> None:
-        """Answer: the package is loaded."""
-
+    @_guarded
     def open(
         self,
-        bundle: Any,
-        target: Any,
+        bundle: bytes,
+        target: str | None,
         threads: int,
         allow_untrained: int,
         device: int,
         slots: int,
         spin: int,
-        handle: Any,
-    ) -> None:
-        """``iresnet_open``."""
+        self_test: str | None,
+    ) -> tuple[Any, ...]:
+        """``iresnet_open``: number, sizes, known answers, target, device, notes and labels."""
         from infer.backends.base import GpuOptions
         from infer.runner import open_bundle
 
-        folder = os.fsdecode(self._ffi.string(bundle))
-        name = self._ffi.string(target).decode() if target else None
         gpu = GpuOptions(device=device, slots=slots or GpuOptions.slots, spin=bool(spin))
         runner = open_bundle(
-            folder, target=name, allow_untrained=bool(allow_untrained), threads=threads or None, gpu=gpu
+            os.fsdecode(bundle),
+            target=target,
+            allow_untrained=bool(allow_untrained),
+            threads=threads or None,
+            gpu=gpu,
+            self_test=self_test,
         )
         try:
             runner.require_trained()
-        except IResNetError:
+            opened, number = _Open(runner), next(self._numbers)
+            manifest, backend = runner.manifest, runner.backend
+            sizes = (
+                *manifest.inputs[0].shape[1:],
+                manifest.model.num_classes,
+                manifest.outputs[1].shape[1],
+                backend.max_batch,
+                backend.in_flight,
+                int(manifest.model.trained),
+                int(backend.on_device is not None),
+            )
+            notes = [*(runner.self_test.notes if runner.self_test is not None else ()), *backend.notes]
+            texts = (_text(runner.target), _text(backend.device), _text("\n".join(dict.fromkeys(notes))))
+            answer = (number, sizes, opened.answers(), *texts, [_text(label) for label in runner.labels])
+        except BaseException:
             runner.close()
             raise
-        number = next(self._numbers)
-        self._runners[number] = _Open(runner, self._ffi)
-        handle[0] = number
+        self._runners[number] = opened
+        return answer
 
-    def info(self, handle: int, info: Any) -> None:
-        """``iresnet_get_info``."""
-        with self._find(handle).use() as runner:
-            manifest, backend = runner.manifest, runner.backend
-            info.height, info.width, info.channels = manifest.inputs[0].shape[1:]
-            info.num_classes, info.top_k = manifest.model.num_classes, manifest.outputs[1].shape[1]
-            info.max_batch, info.in_flight = backend.max_batch, backend.in_flight
-            info.trained, info.device_pointers = manifest.model.trained, backend.on_device is not None
-
-    def label(self, handle: int, index: int, label: Any) -> None:
-        """``iresnet_label``."""
-        labels = self._find(handle).labels
-        if not 0 <= index < len(labels):
-            raise InputError(f"class: expected 0 to {len(labels) - 1}, found {index}")
-        label[0] = labels[index]
-
-    def preprocess(self, handle: int, rgb: Any, width: int, height: int, row: int, image: Any, size: int) -> None:
+    @_guarded
+    def preprocess(self, handle: int, rgb: int, width: int, height: int, row: int, image: int, size: int) -> None:
         """``iresnet_preprocess``."""
         from PIL import Image
 
         from infer.images.resize import preprocess
 
         with self._find(handle).use() as runner:
-            if width < 1 or height < 1 or row < 3 * width:
-                raise InputError(
-                    f"rgb: expected at least one pixel and rows of 3 * width bytes or more, found {width} x {height} "
-                    f"pixels in rows of {row} bytes"
-                )
             side = runner.preprocessing.crop
-            out = self._array("image", image, size, np.uint8, (side, side, 3))
-            rows = np.frombuffer(self._ffi.buffer(rgb, row * (height - 1) + 3 * width), np.uint8)
+            out = _array("image", image, size, np.uint8, (side, side, 3))
+            rows = _memory(rgb, np.uint8, (row * (height - 1) + 3 * width,))
             pixels = np.lib.stride_tricks.as_strided(rows, (height, width, 3), (row, 3, 1), writeable=False)
             preprocess(Image.fromarray(np.ascontiguousarray(pixels)), runner.preprocessing, out=out)
 
-    def infer(self, handle: int, images: Any, size: int, batch: int, outputs: Any) -> None:
-        """``iresnet_infer``."""
-        with self._find(handle).use() as runner:
-            self._check_batch(batch, None)
-            batch_array = self._array(INPUT, images, size, np.uint8, (batch, *runner.manifest.inputs[0].shape[1:]))
-            shapes = _output_shapes(runner, batch)
+    @_guarded
+    def infer(
+        self, handle: int, images: int, size: int, batch: int, outputs: tuple[tuple[int, int], ...], _stream: int
+    ) -> tuple[int, float, float] | None:
+        """``iresnet_infer``; the known answers anew where they were checked on the way."""
+        opened = self._find(handle)
+        with opened.use() as runner:
+            _check_batch(batch, None)
+            batch_array = _array(INPUT, images, size, np.uint8, (batch, *runner.manifest.inputs[0].shape[1:]))
             wanted = {
-                name: self._array(name, getattr(outputs, name), getattr(outputs, f"{name}_bytes"), dtype, shape)
-                for name, (shape, dtype) in shapes.items()
-                if getattr(outputs, name) != self._ffi.NULL
+                name: _array(name, pointer, found, dtype, shape)
+                for (pointer, found), (name, shape, dtype) in zip(outputs, _outputs(runner, batch), strict=True)
+                if pointer
             }
             results = runner.infer(batch_array)
             for name, array in wanted.items():
                 np.copyto(array, getattr(results, name))
+        return opened.new_answers()
 
-    def infer_device(self, handle: int, images: int, size: int, batch: int, outputs: Any, stream: int) -> None:
-        """``iresnet_infer_device``."""
-        with self._find(handle).use() as runner:
+    @_guarded
+    def infer_device(
+        self, handle: int, images: int, size: int, batch: int, outputs: tuple[tuple[int, int], ...], stream: int
+    ) -> tuple[int, float, float] | None:
+        """``iresnet_infer_device``; the known answers as :meth:`infer`."""
+        opened = self._find(handle)
+        with opened.use() as runner:
             if (backend := runner.backend.on_device) is None:
                 raise UnsupportedError(
                     f"the {runner.target} target has no device memory; open a bundle on a tensorrt target, or use "
                     "iresnet_infer"
                 )
-            self._check_batch(batch, runner.backend.max_batch)
+            _check_batch(batch, runner.backend.max_batch)
             height, width, channels = runner.manifest.inputs[0].shape[1:]
             _check_size(INPUT, size, batch * height * width * channels)
-            pointers = []
-            for name, (shape, dtype) in _output_shapes(runner, batch).items():
-                if getattr(outputs, name) == self._ffi.NULL:
+            for (pointer, found), (name, shape, dtype) in zip(outputs, _outputs(runner, batch), strict=True):
+                if not pointer:
                     raise InputError(f"{name}: expected device memory for all three outputs, found NULL")
-                _check_size(name, getattr(outputs, f"{name}_bytes"), int(np.prod(shape)) * np.dtype(dtype).itemsize)
-                pointers.append(int(self._ffi.cast("uintptr_t", getattr(outputs, name))))
-            backend.enqueue(images, batch, pointers, stream)
+                _check_size(name, found, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            backend.enqueue(images, batch, [pointer for pointer, _ in outputs], stream)
+        return opened.new_answers()
 
+    @_guarded
     def close(self, handle: int) -> None:
         """``iresnet_close``."""
-        opened = self._find(handle)
-        if self._runners.pop(handle, None) is not None:
+        if (opened := self._runners.pop(handle, None)) is not None:
             opened.close()
 
-    @staticmethod
-    def _check_batch(batch: int, most: int | None) -> None:
-        if batch < 1 or (most is not None and batch > most):
-            raise InputError(f"batch: expected 1 {'or more' if most is None else f'to {most}'}, found {batch}")
-
-    def _array(self, name: str, pointer: Any, size: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The caller's memory as an array."""
-        _check_size(name, size, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return np.frombuffer(self._ffi.buffer(pointer, size), dtype).reshape(shape)
+    def end(self) -> None:
+        """Release every runner; no call is under way."""
+        while self._runners:
+            with suppress(Exception):  # the process ends, and its other exit functions are to run
+                self._runners.popitem()[1].close()
 
 
-def _output_shapes(runner: Runner, batch: int) -> dict[str, tuple[tuple[int, int], Any]]:
+class _Memory:
+    """Memory at an address, for NumPy."""
+
+    def __init__(self, address: int, dtype: Any, shape: tuple[int, ...]) -> None:
+        kind = np.dtype(dtype).str
+        self.__array_interface__ = {"version": 3, "data": (address, False), "typestr": kind, "shape": shape}
+
+
+def _memory(address: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.asarray(_Memory(address, dtype, shape))
+
+
+def _array(name: str, address: int, size: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The caller's memory as an array."""
+    _check_size(name, size, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return _memory(address, dtype, shape)
+
+
+def _text(value: str) -> bytes:
+    return value.encode(errors="replace").replace(b"\0", b" ")
+
+
+def _check_batch(batch: int, most: int | None) -> None:
+    if batch < 1 or (most is not None and batch > most):
+        raise InputError(f"batch: expected 1 {'or more' if most is None else f'to {most}'}, found {batch}")
+
+
+def _outputs(runner: Runner, batch: int) -> list[tuple[str, tuple[int, int], Any]]:
+    """Name, shape and dtype of each."""
     classes, k = runner.manifest.model.num_classes, runner.manifest.outputs[1].shape[1]
-    return dict(
-        zip(OUTPUTS, (((batch, classes), np.float32), ((batch, k), np.float32), ((batch, k), np.int32)), strict=True)
-    )
+    return [(OUTPUTS[0], (batch, classes), np.float32), (OUTPUTS[1], (batch, k), np.float32),
+            (OUTPUTS[2], (batch, k), np.int32)]  # fmt: skip
 
 
 def _check_size(name: str, size: int, expected: int) -> None:
@@ -237,6 +291,7 @@ def _check_size(name: str, size: int, expected: int) -> None:
 
 #: Status of each kind of error; the first that fits.
 _STATUS: tuple[tuple[type[IResNetError], int], ...] = (
+    (ProcessError, SHUT_DOWN),
     (DeviceError, DEVICE),
     (UnsupportedError, UNSUPPORTED),
     (UntrainedError, UNTRAINED),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,13 @@ from cpp_example import example, lines
 from infer.bundle import Plan, file_entry, read_manifest, write_manifest
 from infer.runner import open_bundle
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 KEY = "tensorrt-11"
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("pycuda") is None, reason="pycuda is not installed: python tests/cuda_emulator/build.py"
 )
 
-# Loaded by every Python that starts with this folder in PYTHONPATH, so also by the one inside the C++ program.
+# Loaded by the Python inside the C++ program at its start.
 SITE = f"""
 import sys
 sys.path.append({str(TESTS)!r})
@@ -34,10 +37,17 @@ sys.modules["tensorrt"] = make_module({KEY!r}, emulator)
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Variables that put the emulated GPU into a process."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text(SITE)
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    """Variables that choose a virtual environment with the packages of this one and the emulated GPU."""
+    folder = tmp_path_factory.mktemp("environment")
+    packages = folder / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for made in (folder / "bin", packages):
+        made.mkdir(parents=True)
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    (folder / "bin/python").symlink_to(base)
+    (folder / "pyvenv.cfg").write_text(f"home = {base.parent}\nversion = {platform.python_version()}\n")
+    (packages / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    (packages / "sitecustomize.py").write_text(SITE)
+    return {"IRESNET_PYTHON": str(folder / "bin/python")}
 
 
 @pytest.fixture
@@ -152,14 +162,11 @@ int main(int, char **values)
 """
 
 
-def test_device_memory_on_a_stream_of_the_caller(built, bundle, environment, shipped_images, tmp_path):
+def test_device_memory_on_a_stream_of_the_caller(compiled, bundle, environment, shipped_images, tmp_path):
     shipped_images[0][:12].tofile(tmp_path / "pictures.rgb")
-    (tmp_path / "device.cpp").write_text(DEVICE)
-    command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{built}", tmp_path / "device.cpp", "-o"]
-    link = [tmp_path / "device", f"-L{built}", "-liresnet_infer", f"-Wl,-rpath,{built}", "-ldl"]
-    subprocess.run([*command, *link], check=True)
+    program = compiled(DEVICE, tmp_path / "device")
     done = subprocess.run(
-        [tmp_path / "device", bundle, tmp_path / "pictures.rgb"], capture_output=True, text=True, check=False,
+        [program, bundle, tmp_path / "pictures.rgb"], capture_output=True, text=True, check=False,
         timeout=120, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -92,8 +92,9 @@ std::vector<Best> classify(const iresnet::Runner &runner, const std::vector<uint
                     runner.preprocess(pixels.data() + (first + row) * picture, arguments.width, arguments.height,
                                       std::size_t{3} * arguments.width, batch.data() + row * runner.image_bytes());
                 const iresnet::Outputs outputs = runner.infer(batch.data(), rows);
+                const std::size_t top_k = outputs.classes.size() / rows;
                 for (int row = 0; row < rows; ++row) {
-                    const std::size_t best = std::size_t(row) * runner.info().top_k;
+                    const std::size_t best = row * top_k;
                     results[first + row] = {outputs.classes[best], outputs.scores[best]};
                 }
             }

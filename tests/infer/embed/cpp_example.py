@@ -7,8 +7,8 @@ import subprocess
 
 
 def example(built, *arguments, expect=0, **environment):
-    """Run it far from the repository; the finished process."""
-    command = [built / "classify", *map(str, arguments)]
+    """Run it far from the repository, in the environment of the tests; the finished process."""
+    command = [built / "bin/iresnet-classify", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, cwd="/", env=os.environ | environment
     )  # fmt: skip
