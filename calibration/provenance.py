@@ -53,6 +53,10 @@ def to_json(provenance: Provenance) -> bytes:
     return msgspec.json.format(msgspec.json.encode(provenance), indent=1) + b"\n"
 
 
+# As in infer.bundle: msgspec 0.22 crashes when several threads are the first to decode a type.
+_PROVENANCE = msgspec.json.Decoder(Provenance)
+
+
 def from_json(data: bytes, source: str) -> Provenance:
     """The inverse of :func:`to_json`; unknown fields are ignored.
 
@@ -68,6 +72,6 @@ def from_json(data: bytes, source: str) -> Provenance:
         found = raw.get("format") if isinstance(raw, dict) else None
         if found != FORMAT:
             raise InputError(f"{source}: expected provenance of format {FORMAT}, found {found!r:.40}; calibrate again")
-        return msgspec.convert(raw, Provenance)
+        return _PROVENANCE.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{source}: damaged ({error}); delete it or calibrate again") from None

@@ -19,7 +19,9 @@ SHIPPED = "iresnet50_fashion"
 
 #: Fixtures that build bundles of a whole network, and folders whose tests build or run many things.
 _LONG_FIXTURES = {"shipped", "untrained", "build_once"}
-_LONG_FOLDERS = ("infer/embed", "engine_build/checks", "engine_build/network", "engine_build/quantise", "infer/backends")
+_LONG_FOLDERS = (
+    "engine_build/checks", "engine_build/network", "engine_build/quantise", "infer/backends", "infer/embed",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

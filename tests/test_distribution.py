@@ -37,12 +37,27 @@ def test_the_wheel_has_what_runs_and_no_more(made):
         "engine_build/shipped/iresnet50_fashion/weights.safetensors", "infer/py.typed", "infer/bench/gpus.tsv",
         "engine_build/shipped/iresnet50_fashion/calibration.tar.gz", "infer/datasets/imagenet1k.tsv",
         "infer/verify/report/page.css", "infer/export/deepstream.mk", "engine_build/quantise/qdq.py",
-        "infer/serve/page.html",
+        "infer/serve/page.html", "infer/embed/library.c", "infer/embed/iresnet_infer.hpp",
+        "infer/embed/example/classify.cpp",
     ):  # fmt: skip
         assert needed in names
     assert not [name for name in names if name.endswith("test.tar.gz") or name.startswith(("tests", "docs"))]
     assert made[0].stat().st_size < 4.5e6
     assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
+
+
+def test_a_wheel_is_enough_for_the_c_library(made, tmp_path):
+    """Built and opened with nothing of the checkout in reach."""
+    with zipfile.ZipFile(made[0]) as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    place = {**os.environ, "PYTHONPATH": str(tmp_path / "wheel")}
+    command = [sys.executable, "-m", "infer.embed", "--prefix", str(tmp_path / "prefix")]
+    done = subprocess.run(command, env=place, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "one.rgb").write_bytes(bytes(3))
+    program = [tmp_path / "prefix/bin/iresnet-classify", tmp_path, tmp_path / "one.rgb", "1", "1"]
+    opened = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert opened.stderr.startswith(f"error: {tmp_path} is not a bundle"), opened.stderr
 
 
 def test_the_metadata_says_who_may_do_what(made):
@@ -60,7 +75,7 @@ def test_the_source_distribution_has_tests_and_docs(made):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for needed in (
         "tests/conftest.py", "tests/cuda_emulator/src/core.cpp", "docs/int8.md", "benchmarks/gates.py", "Makefile",
-        "engine_build/shipped/iresnet50_fashion/test.tar.gz", "embed/library.c", "constraints.txt", "CHANGELOG.md",
-        "infer/images/native/jpeg.h", "examples/classify.py",
+        "engine_build/shipped/iresnet50_fashion/test.tar.gz", "infer/embed/library.c", "constraints.txt",
+        "CHANGELOG.md", "infer/images/native/jpeg.h", "examples/classify.py",
     ):  # fmt: skip
         assert needed in names

@@ -22,7 +22,7 @@ PAGES = sorted(
     ]
 )
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
-PREFIXES = ("engine_build/", "calibration/", "infer/", "tests/", "benchmarks/", "embed/", "examples/", "docs/")
+PREFIXES = ("engine_build/", "calibration/", "infer/", "tests/", "benchmarks/", "examples/", "docs/")
 
 
 def fences(text: str) -> list[str]:

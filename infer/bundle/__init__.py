@@ -180,6 +180,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_bytes(folder / MANIFEST, data + b"\n")
 
 
+# Made while one thread imports this: msgspec 0.22 crashes when several threads are the first to decode a type.
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``manifest.json``.
 
@@ -190,15 +194,16 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. Build one with: make engine MODEL=...")
+    data = path.read_bytes()
     try:
-        raw = msgspec.json.decode(path.read_bytes())
+        raw = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not valid JSON ({error}); build the bundle again") from error
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
         raise BundleError(f"{path}: expected manifest format {FORMAT}, found {version!r}; {_other_format(version)}")
     try:
-        manifest = msgspec.convert(raw, Manifest)
+        manifest = _MANIFEST.decode(data)
     except msgspec.ValidationError as error:
         raise BundleError(f"{path}: {error}; build the bundle again") from error
     if (revision := manifest.model.network_revision) not in (None, NETWORK_REVISION):

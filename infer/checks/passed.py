@@ -88,9 +88,13 @@ class _Entry(msgspec.Struct):
     found: Checked
 
 
+# As in infer.bundle: msgspec 0.22 crashes when several threads are the first to decode a type.
+_ENTRY = msgspec.json.Decoder(_Entry)
+
+
 def _read(path: Path) -> _Entry | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Entry)
+        return _ENTRY.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None  # not there, or not ours
 

@@ -92,6 +92,10 @@ def write_record(output: Path, rows: Path, names: NamesHash, failed: int, count:
     write_bytes(record_path(output), msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
 
 
+# As in infer.bundle: msgspec 0.22 crashes when several threads are the first to decode a type.
+_RECORD = msgspec.json.Decoder(ShardRecord)
+
+
 def read_record(output: Path) -> ShardRecord:
     """The record of a shard, its output's hash compared.
 
@@ -104,7 +108,7 @@ def read_record(output: Path) -> ShardRecord:
         what = "an interrupted shard; finish it with --resume" if partial.is_dir() else "no such file"
         raise InputError(f"{output}: {what}")
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
+        record = _RECORD.decode(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
             f"{output}: no {path.name} beside it, which classify --shard i/n writes; copy both, or run the shard again"

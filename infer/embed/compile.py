@@ -44,8 +44,8 @@ def compile_library(target: Path) -> None:
     exports.write_text("{ global: iresnet_*; local: *; };\n", encoding="utf-8")
     _run(
         [
-            *os.environ.get("CC", "cc").split(), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-pthread",
-            f"-ffile-prefix-map={HERE}=.",
+            *os.environ.get("CC", "cc").split(), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared",
+            "-pthread", f"-ffile-prefix-map={HERE}=.",
             *(f"-D{key}={json.dumps(value)}" for key, value in constants.items()),
             f"-I{HERE}", f"-I{include}", *(str(HERE / source) for source in SOURCES), "-o", str(target),
             f"-L{folder}", f"-l{name.removeprefix('lib').split('.so')[0]}", f"-Wl,-rpath,{folder}", "-ldl",

@@ -9,6 +9,7 @@ never open, is an error and not a crash.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - see start
 import itertools
 import os
 import sys
@@ -54,12 +55,14 @@ def start(on_exit: Callable[[], None]) -> Library:
     """
     library, process = Library(), os.getpid()
 
-    @atexit.register
     def end() -> None:
         if os.getpid() == process:
             on_exit()
             library.end()
 
+    # Before the pools of concurrent.futures take no more work, which they stop ahead of all of atexit; what is
+    # registered last is called first, and they register when they are imported. The function is not public.
+    getattr(threading, "_register_atexit", atexit.register)(end)
     return library
 
 
@@ -132,7 +135,9 @@ class Library:
     def _find(self, handle: int) -> _Open:
         found = self._runners.get(handle)
         if found is None:
-            raise InputError("runner: expected an open one, found one that was closed or that iresnet_open did not make")
+            raise InputError(
+                "runner: expected an open one, found one that was closed or that iresnet_open did not make"
+            )
         return found
 
     @_guarded

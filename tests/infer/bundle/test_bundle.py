@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -247,3 +249,24 @@ def test_measurements_are_kept_by_target_data_and_reference(bundle):
         add_accuracy(bundle, record)
     assert read_manifest(bundle).accuracy == [*others, newer]
     check_files(bundle, [read_manifest(bundle).graph])  # nothing else changed
+
+
+FIRST = """
+import sys, threading
+from pathlib import Path
+sys.setswitchinterval(1e-6)
+from infer.bundle import read_manifest
+together = threading.Barrier(8)
+def work():
+    together.wait()
+    read_manifest(Path(sys.argv[1]))
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_threads_may_be_the_first_to_read_a_manifest_together(bundle):
+    """msgspec 0.22 crashed in four of five such processes."""
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", FIRST, bundle], check=True, timeout=60)

@@ -44,8 +44,9 @@ def compiled(built):
         path = target.with_suffix(".cpp" if "iresnet_infer.hpp" in source else ".c")
         path.write_text(source)
         plus = path.suffix == ".cpp"
-        command = ["c++" if plus else "cc", f"-std={'c++17' if plus else 'c11'}", "-pedantic", "-Wall", "-Wextra",
-                   "-Werror", "-pthread", f"-I{built / 'include'}", path, "-o", target, *flags]  # fmt: skip
+        compiler = ("c++", "-std=c++17") if plus else ("cc", "-std=c11")
+        strict = ["-pedantic", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE"]
+        command = [*compiler, *strict, f"-I{built / 'include'}", path, "-o", target, *flags]
         libraries = [f"-L{built / 'lib'}", "-liresnet_infer", f"-Wl,-rpath,{built / 'lib'}"] if link else []
         subprocess.run([*command, *libraries, "-ldl"], check=True)
         return target

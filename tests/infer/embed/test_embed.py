@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -17,9 +16,7 @@ from c_library import (
     DEVICE,
     INTERNAL,
     INVALID,
-    NO_INTERPRETER,
     OK,
-    SHUT_DOWN,
     UNAVAILABLE,
     UNSUPPORTED,
     UNTRAINED,
@@ -166,7 +163,9 @@ int main(int, char **values)
 
 
 def test_the_cpp_wrapper(compiled, tiny, tmp_path):
-    done = subprocess.run([compiled(WRAPPER, tmp_path / "use"), tiny], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [compiled(WRAPPER, tmp_path / "use"), tiny], capture_output=True, text=True, check=True, timeout=60
+    )
     first, second, third = done.stdout.splitlines()
     assert (first, second) == ("15", f"{INVALID} batch: expected 1 or more, found -1")
     assert third.startswith("/nowhere is not a bundle")
