@@ -6,5 +6,8 @@ CXXFLAGS += -std=c++17 -O2 -Wall -fPIC -I$(DEEPSTREAM)/sources/includes \
   $(shell pkg-config --cflags gstreamer-1.0 glib-2.0 2>/dev/null)
 LDLIBS += -L$(CUDA)/lib64 -lcudart -L$(DEEPSTREAM)/lib -lnvbufsurface -lnvbufsurftransform
 
-libiresnet_deepstream.so: iresnet_parser.cpp iresnet_tensor.cpp labels.inc
-	$(CXX) $(CXXFLAGS) -shared -o $@ iresnet_parser.cpp iresnet_tensor.cpp $(LDLIBS)
+LDLIBS += -lnvdsgst_meta -lnvds_meta $(shell pkg-config --libs gstreamer-1.0 2>/dev/null)
+SOURCES := iresnet_parser.cpp iresnet_tensor.cpp iresnet_probe.cpp
+
+libiresnet_deepstream.so: $(SOURCES) labels.inc
+	$(CXX) $(CXXFLAGS) -shared -o $@ $(SOURCES) $(LDLIBS)

@@ -10,7 +10,9 @@ What DeepStream's elements can do with an input of uint8 ``[N, H, W, 3]`` (read 
 * **Gst-nvinferserver** makes packed uint8 tensors as it is, for a model in Triton.
 
 So the folder holds two ways: nvinferserver, and nvdspreprocess with nvinfer. Both take the classes from the network's
-own top-k with ``iresnet_parser.cpp``. None of them resizes a picture as the network was trained; see :func:`centre`.
+own top-k with ``iresnet_parser.cpp``. With tensors from metadata the result hangs on the region of interest, otherwise
+on an object as large as the frame; ``iresnet_probe.cpp`` shows where to read it. None of them resizes a picture as the
+network was trained; see :func:`centre`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ _MARK = "config_nvinferserver.txt"
 _SOURCES = {
     "iresnet_parser.cpp": "iresnet_parser.cpp",
     "iresnet_tensor.cpp": "iresnet_tensor.cpp",
+    "iresnet_probe.cpp": "iresnet_probe.cpp",
     "Makefile": "deepstream.mk",
 }
 # NvBufSurfTransform_Inter: bilinear does not antialias; "Algo2" is the super-sampling of the GPU.
@@ -264,5 +267,9 @@ gst-launch-1.0 uridecodebin uri=file:///video.mp4 ! mux.sink_0 \\
   {mux} width={options.width} height={options.height} \\
   ! nvdspreprocess config-file=config_nvdspreprocess.txt ! nvinfer config-file-path=config_nvinfer.txt ! fakesink
 
-Both attach the best class of a frame, from probability {options.threshold}, as classifier metadata.
+Where the best class of a frame is, from probability {options.threshold}: in 1. the element makes an object as large as
+the frame and hangs it there, as classifier metadata. In 2. there is no object: with tensors from metadata it hangs on
+the region of interest (NvDsRoiMeta.classifier_meta_list, in the GstNvDsPreProcessBatchMeta of the batch's user
+metadata), where elements that look at objects, such as nvdsosd and nvmsgconv, do not see it. iresnet_probe.cpp reads
+both; the library has it as IResNetProbe, for gst_pad_add_probe on the source pad of the element.
 """

@@ -371,6 +371,26 @@ def test_a_deepstream_folder_is_replaced(bundle, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_the_probe_reads_the_region_of_interest_and_not_an_object(bundle, tmp_path):
+    folder = export_deepstream(bundle, tmp_path / "ds")
+    assert "NvDsRoiMeta.classifier_meta_list" in (folder / "README.txt").read_text()
+    strict = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-fsanitize=address,undefined", "-g"]
+    sources = [folder / "iresnet_probe.cpp", HEADERS / "drive_probe.cpp"]
+    subprocess.run([*strict, f"-I{HEADERS}", *sources, "-o", tmp_path / "drive"], check=True)
+    done = subprocess.run([tmp_path / "drive"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "regions",
+        "source 2 frame 41 region 420:0:1080:1080 class 3 0.7500 bird",
+        "source 2 frame 41 region 420:0:1080:1080 class 8 0.5000 a name in memory of its own",
+        "plain",
+        "source 2 frame 41 frame 1:2:30:40 class 1 0.9000 car",
+        "prepared for another",
+        "source 2 frame 41 frame 1:2:30:40 class 1 0.9000 car",
+        "nothing",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_the_exported_library_does_what_deepstream_asks(bundle, tmp_path):
     """Compiled against declarations of DeepStream's interface whose device is the host."""
     labels = ['say "hi" \\ there', "ブーツ", *(f"class {number}" for number in range(2, 10))]
