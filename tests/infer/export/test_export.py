@@ -10,51 +10,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from triton_configs import PLAN, change, parse, with_plan
+from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from infer.bundle import BatchProfile, Plan, file_entry, read_labels, read_manifest, write_manifest
+from infer.bundle import BatchProfile, file_entry, read_labels, read_manifest, write_manifest
 from infer.bundle.preprocessing import Preprocessing
 from infer.errors import BundleError, InputError, UntrainedError
 from infer.export.cli import app
 from infer.export.deepstream import DeepStreamOptions, centre, export_deepstream
 from infer.export.triton import TritonOptions, export_triton
 
-model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient[grpc]")
-
 HEADERS = Path(__file__).resolve().parents[2] / "deepstream_headers"
-PLAN = b"a plan is copied as it is \x00\xff" * 100
-
-
-def with_plan(folder, target="tensorrt", **fields):
-    """Add a plan that nobody will load."""
-    name = f"{target}.plan"
-    (folder / name).write_bytes(PLAN)
-    manifest = read_manifest(folder)
-    manifest.plans = [
-        *manifest.plans,
-        Plan(target=target, files=[file_entry(folder, name)], version="11.4.0", **fields),
-    ]
-    write_manifest(folder, manifest)
-    return folder
-
-
-def change(folder, **fields):
-    manifest = read_manifest(folder)
-    for name, value in fields.items():
-        setattr(manifest, name, value)
-    write_manifest(folder, manifest)
-    return folder
-
-
-@pytest.fixture
-def bundle(own, tiny):
-    """The tiny bundle with a plan for the tensorrt target."""
-    return with_plan(own(tiny), gpu="NVIDIA L4")
-
-
-def parse(folder):
-    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig()), text
 
 
 def test_a_tensorrt_model(bundle, tmp_path):
