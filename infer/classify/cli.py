@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,6 +76,15 @@ def classify(
         bool, typer.Option("--allow-untrained", help="Answer although the weights are random.")
     ] = False,
     threads: ThreadsOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="On a Ray cluster: auto or HOST:PORT, or local for one of this machine. --output is then a folder of "
+            "numbered parts; bundle, images and output are under the same paths on every machine.",
+        ),
+    ] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="Images a part, with --ray.")] = 2048,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, instead of text, on standard output.")
     ] = False,
@@ -98,6 +107,13 @@ def classify(
     part = Shard() if shard is None else Shard.parse(shard)
     inputs, lists = images or [], files_from or []
     _check_options(inputs, lists, output, resume=resume, overwrite=overwrite, as_json=as_json)
+    if ray is not None:
+        _on_ray(
+            bundle, inputs, lists, output, ray, shard, column=column, top=top, target=target, threads=threads,
+            strict=strict, fast=fast_decode, gpu_decode=gpu_decode, allow_untrained=allow_untrained,
+            require_verified=require_verified, resume=resume, overwrite=overwrite, part_rows=part_rows,
+        )  # fmt: skip
+        return
     partial = None if output is None else partial_output(output)
     if partial is not None and partial.finished(resume=resume, overwrite=overwrite):
         say(f"{output} is finished, nothing to do; --overwrite makes it anew", stream=sys.stderr)
@@ -155,6 +171,25 @@ def classify(
         say(_summary(bundle, runner.target, meter, tally), stream=sys.stderr)
     if tally.failed:
         raise typer.Exit(1 if tally.good else ImageError.exit_code)
+
+
+def _on_ray(
+    bundle: Path,
+    inputs: list[str],
+    lists: list[str],
+    output: Path | None,
+    address: str,
+    shard: str | None,
+    **options: Any,
+) -> None:
+    if shard is not None:
+        raise InputError("--shard is for a scheduler of your own; with --ray the cluster divides the images")
+    if output is None:
+        raise InputError("--ray needs an --output, the folder of the parts, such as rows.parquet")
+    from infer.classify.ray.cli import classify_on_ray
+    from infer.classify.ray.driver import RayJob
+
+    classify_on_ray(RayJob(bundle, inputs, lists, output, address, **options))
 
 
 def _check_options(
