@@ -66,6 +66,18 @@ class LabelledDataset:
         """The name of each image."""
         return [record.name for record in self.records]
 
+    def part(self, index: int, count: int) -> LabelledDataset:
+        """Images index, index + count, ...; what is beside them stays that of the whole."""
+        return replace(self, records=self.records[index::count], targets=self.targets[index::count])
+
+    def digest(self) -> str:
+        """SHA-256 of names and classes, in order."""
+        found = hashlib.sha256(self.targets.astype("<i8").tobytes())
+        for record in self.records:
+            data = os.fsencode(record.name)
+            found.update(b"%d:%b" % (len(data), data))
+        return found.hexdigest()
+
     def sample(self, count: int, seed: int = 0) -> LabelledDataset:
         """At most ``count`` images, as many of each class as possible; see :func:`balanced_sample`."""
         chosen = balanced_sample([r.member for r in self.records], self.targets.tolist(), count, seed)

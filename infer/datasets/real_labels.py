@@ -50,6 +50,12 @@ class RealLabels:
             self.hits += found in shown
             self.reference_hits += expected in shown
 
+    def restore(self, images: int, hits: int, reference_hits: int, *, compared: bool) -> None:
+        """Add what was counted elsewhere."""
+        self.images, self.hits = self.images + images, self.hits + hits
+        self.reference_hits += reference_hits
+        self._compared |= compared
+
     def fill(self, figures: Figures) -> None:
         """Put ``real_images``, ``real_top1`` and ``reference_real_top1`` into ``figures``, where an image counts."""
         if not self.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from infer.images.foreign import BY_EXTENSION
@@ -13,10 +14,14 @@ _DOUBLE = (*TAR_SUFFIXES, *(ending for ending in BY_EXTENSION if ending.count(".
 
 
 class Skipped:
-    """Counts of files that are no image by their names, in folders and tar files. Hidden ones do not count."""
+    """Counts of files that are no image by their names, in folders and tar files. Hidden ones do not count.
 
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+    Args:
+        counts: to begin with, as :meth:`to_json` gives them.
+    """
+
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        self._counts: Counter[str] = Counter(counts or {})
 
     def add(self, name: str, *, inside: str = "folder") -> None:
         """Count a file; ``inside`` a folder or a tar file."""

@@ -8,15 +8,15 @@ images with the same top-1 as FP32, a far sharper measure than the loss of accur
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends.base import Outputs
-from infer.bundle import now
+from infer.bundle import Manifest, now
 from infer.bundle.accuracy_record import Accuracy, Counts, Figures
-from infer.runner import Runner
+from infer.verify.exact_sum import ExactSum
 from infer.verify.verdict import Verdict
 
 
@@ -31,6 +31,9 @@ class Tally:
         agreeing: images with the same top-1 as the reference.
         lost, gained: images that only the reference, or only the bundle, gets right.
         not_finite: images with NaN or infinity among their logits, or FP32's; they count nowhere else.
+        max_difference: of all logits.
+        absolute, signal, noise, cosine: sums over the images, of ``|d|``, ``r^2``, ``d^2`` and the cosine.
+        values: logits compared.
     """
 
     images: int = 0
@@ -45,11 +48,11 @@ class Tally:
     gained: int = 0
     not_finite: int = 0
     max_difference: float = 0.0
-    _absolute: float = 0.0
-    _values: int = 0
-    _signal: float = 0.0
-    _noise: float = 0.0
-    _cosine: float = 0.0
+    absolute: ExactSum = field(default_factory=ExactSum)
+    values: int = 0
+    signal: ExactSum = field(default_factory=ExactSum)
+    noise: ExactSum = field(default_factory=ExactSum)
+    cosine: ExactSum = field(default_factory=ExactSum)
 
     def add(self, outputs: Outputs, targets: NDArray[np.int64], reference: Outputs | None = None) -> None:
         """Count a batch.
@@ -80,12 +83,13 @@ class Tally:
         x, r = outputs.logits.astype(np.float64), reference.logits.astype(np.float64)
         difference = np.abs(x - r)
         self.max_difference = max(self.max_difference, float(difference.max(initial=0)))
-        self._absolute += float(difference.sum())
-        self._values += difference.size
-        self._noise += float((difference**2).sum())
-        self._signal += float((r**2).sum())
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(r, axis=1)
-        self._cosine += float((np.einsum("nc,nc->n", x, r) / np.maximum(norms, 1e-30)).sum())
+        # Sums of single images first: those are the same in whatever batch an image comes.
+        self.absolute.add(difference.sum(axis=1))
+        self.values += difference.size
+        self.noise.add((difference**2).sum(axis=1))
+        self.signal.add((r**2).sum(axis=1))
+        norms = np.sqrt((x**2).sum(axis=1)) * np.sqrt((r**2).sum(axis=1))
+        self.cosine.add((x * r).sum(axis=1) / np.maximum(norms, 1e-30))
 
     def counts(self) -> Counts:
         """The numbers that the percentages of :meth:`figures` follow from."""
@@ -116,11 +120,11 @@ class Tally:
             found.agreement = _percent(self.agreeing, self.reference_images)
             found.disagreeing = self.reference_images - self.agreeing
             found.max_logit_difference = self.max_difference
-            found.mean_logit_difference = self._absolute / max(1, self._values)
-            found.cosine = self._cosine / max(1, self.reference_images)
-            found.exact = not self._noise
-            heard = self._noise and self._signal
-            found.sqnr_db = 10 * math.log10(self._signal / self._noise) if heard else None
+            noise, signal = float(self.noise), float(self.signal)
+            found.mean_logit_difference = float(self.absolute) / max(1, self.values)
+            found.cosine = float(self.cosine) / max(1, self.reference_images)
+            found.exact = not noise
+            found.sqnr_db = 10 * math.log10(signal / noise) if noise and signal else None
         return found
 
 
@@ -143,7 +147,9 @@ def _percent(part: int, whole: int) -> float:
 
 
 def record(
-    runner: Runner,
+    manifest: Manifest,
+    target: str,
+    device: str,
     counts: Counts,
     figures: Figures,
     verdict: Verdict,
@@ -152,11 +158,11 @@ def record(
     reference: str | None,
 ) -> Accuracy:
     """What goes into the manifest."""
-    plans = {plan.target: plan for plan in runner.manifest.plans}
-    plan = plans.get(runner.target)
+    plans = {plan.target: plan for plan in manifest.plans}
+    plan = plans.get(target)
     return Accuracy(
-        target=runner.target,
-        device=runner.backend.device,
+        target=target,
+        device=device,
         plan_sha256=plan.files[0].sha256 if plan else None,
         data=data,
         reference=reference,

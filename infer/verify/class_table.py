@@ -57,9 +57,9 @@ class ClassTable:
 
     def __init__(self, classes: int) -> None:
         self.images, self.hits, self.reference_hits, self.agreeing = (np.zeros(classes, np.int64) for _ in range(4))
-        self._confused: Counter[tuple[int, int]] = Counter()
-        self._reference_confused: Counter[tuple[int, int]] = Counter()
-        self._compared = False
+        #: Pairs ``(true, found)`` that are not equal, of the bundle and of FP32.
+        self.confused: tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]] = Counter(), Counter()
+        self.compared = False
 
     def add(
         self, targets: NDArray[np.int64], predicted: NDArray[np.int32], reference: NDArray[np.int32] | None = None
@@ -75,14 +75,14 @@ class ClassTable:
         classes = len(self.images)
         self.images += np.bincount(true, minlength=classes)
         self.hits += np.bincount(true[found == true], minlength=classes)
-        self._confused.update(_wrong(true, found))
+        self.confused[0].update(_wrong(true, found))
         if reference is None:
             return
-        self._compared = True
+        self.compared = True
         expected = reference[known]
         self.reference_hits += np.bincount(true[expected == true], minlength=classes)
         self.agreeing += np.bincount(true[expected == found], minlength=classes)
-        self._reference_confused.update(_wrong(true, expected))
+        self.confused[1].update(_wrong(true, expected))
 
     def rows(self, labels: Sequence[str]) -> list[ClassRow]:
         """The classes that have images, in the order of the model."""
@@ -92,22 +92,19 @@ class ClassTable:
             top1, reference, agreement = (
                 100 * int(hits[index]) / count for hits in (self.hits, self.reference_hits, self.agreeing)
             )
-            compared = (reference, agreement) if self._compared else (None, None)
+            compared = (reference, agreement) if self.compared else (None, None)
             rows.append(ClassRow(index, labels[index], count, top1, *compared))
         return rows
 
     def reference_pairs(self) -> Counter[tuple[int, int]]:
         """How many images of a class FP32 takes for which, ``(true, found)``; empty without FP32."""
         right = {(index, index): int(hits) for index, hits in enumerate(self.reference_hits) if hits}
-        return self._reference_confused + Counter(right)
+        return self.confused[1] + Counter(right)
 
     def confusions(self, most: int) -> list[Confusion]:
         """The ``most`` frequent ones of the bundle; ties in the order of the classes."""
-        ranked = sorted(self._confused.items(), key=lambda item: (-item[1], item[0]))[:most]
-        return [
-            Confusion(*pair, count, self._reference_confused[pair] if self._compared else None)
-            for pair, count in ranked
-        ]
+        ranked = sorted(self.confused[0].items(), key=lambda item: (-item[1], item[0]))[:most]
+        return [Confusion(*pair, count, self.confused[1][pair] if self.compared else None) for pair, count in ranked]
 
 
 def _wrong(true: NDArray[np.int64], found: NDArray[np.int32]) -> list[tuple[int, int]]:

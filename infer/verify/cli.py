@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from infer.tables import Column, print_facts, print_table, say
 if TYPE_CHECKING:
     from infer.bundle.accuracy_record import Accuracy, Figures
     from infer.verify.run import Verification
+    from infer.verify.shards import Share
     from infer.verify.tensor_errors import TensorError
 
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, such as engines/iresnet101-fp16.")],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--data", "-d", help="Folder, tar or Parquet file with labelled images; repeat for shards."),
-    ],
+    ] = None,
     reference: Annotated[
         Path | None,
         typer.Option("--reference", "-r", help="FP32 bundle; None: the sibling <model>-fp32, through ONNX Runtime."),
@@ -55,6 +56,15 @@ def verify(
     ] = None,
     reference_target: Annotated[Runs | None, typer.Option(help="Target that runs the reference.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first image that cannot be read.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="i/n", help="Run images i, i+n, i+2n, ... only, and write what was counted to --output."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --shard: JSON file to write.")] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Put outputs of --shard together, all n of them; files or glob patterns."),
+    ] = None,
     layers_limit: Annotated[
         int,
         typer.Option(
@@ -74,31 +84,38 @@ def verify(
 
     The figures are taken by running this very bundle and are stored in its manifest.
     """
-    from infer.verify.run import verify_bundle
+    from infer.verify.run import merge_shards, verify_bundle, verify_shard
+    from infer.verify.shards import Share
 
     if plot is not None and not layers_limit:
         raise InputError("--plot draws what --layers-limit compares; pass that too, such as --layers-limit 64")
     for option, path in (("--report", report), ("--csv", csv), ("--plot", plot)):
         check_output(option, path)
-    result = verify_bundle(
-        bundle,
-        data,
-        reference=reference,
-        reference_target=reference_target,
-        target=target,
-        ground_truth=ground_truth,
-        real=real,
-        csv_file=csv,
-        limit=limit,
-        seed=seed,
-        threshold=threshold,
-        max_unreadable=max_unreadable,
-        strict=strict,
-        allow_untrained=allow_untrained,
-        threads=threads,
-        layer_images=layers_limit,
-        fast_decode=fast_decode,
-    )
+    share = None if shard is None else Share.parse(shard)
+    _check_shards(data, share, output, merge, wanted=(report, csv, plot))
+    measured: dict[str, Any] = {
+        "reference": reference,
+        "reference_target": reference_target,
+        "target": target,
+        "ground_truth": ground_truth,
+        "real": real,
+        "limit": limit,
+        "seed": seed,
+        "threshold": threshold,
+        "max_unreadable": max_unreadable,
+        "strict": strict,
+        "allow_untrained": allow_untrained,
+        "threads": threads,
+        "fast_decode": fast_decode,
+    }
+    if share is not None and output is not None:
+        verify_shard(bundle, data or [], share, output, **measured)
+        say(f"{output}: shard {share}; iresnet verify BUNDLE --merge FILE ... puts all {share.count} together")
+        return
+    if merge:
+        result = merge_shards(bundle, _shard_files(merge), csv)
+    else:
+        result = verify_bundle(bundle, data or [], csv_file=csv, layer_images=layers_limit, **measured)
     _say(bundle, result, as_json=as_json, layers=layers_limit > 0)
     # The verdict stands above, whatever becomes of the files.
     if result.csv_error is not None:
@@ -117,6 +134,42 @@ def verify(
     if result.accuracy.outcome != "passed":
         failed = result.accuracy.outcome == "failed"
         raise typer.Exit(AccuracyError.exit_code if failed else InconclusiveError.exit_code)
+
+
+def _check_shards(
+    data: list[str] | None,
+    share: Share | None,
+    output: Path | None,
+    merge: list[str] | None,
+    wanted: tuple[Path | None, ...],
+) -> None:
+    if merge:
+        if data or share or output:
+            raise InputError("--merge takes what the shards have counted; leave out --data, --shard and --output")
+        return
+    if not data:
+        raise InputError("--data: expected folders or files with labelled images, or --merge with the shards of a run")
+    if share is None and output is not None:
+        raise InputError("--output is for --shard; the report is --report, rows are --csv")
+    if share is not None:
+        if output is None:
+            raise InputError("--shard needs an --output for what it counts, such as shard-0.json")
+        check_output("--output", output)
+        if any(path is not None for path in wanted):
+            raise InputError("--report, --csv and --plot are made when shards are put together; leave them out here")
+
+
+def _shard_files(patterns: list[str]) -> list[Path]:
+    """The files that are named, patterns resolved and sorted."""
+    import glob
+
+    files: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
+        if not found:
+            raise InputError(f"--merge {pattern}: no such file")
+        files.extend(map(Path, found))
+    return files
 
 
 def _say(bundle: Path, result: Verification, *, as_json: bool, layers: bool) -> None:

@@ -22,11 +22,11 @@ class CsvRows:
 
     Args:
         path: the file.
-        labels: class names in the order of the model.
+        labels: class names in the order of the model; may be set before the first row.
     """
 
-    def __init__(self, path: Path, labels: Sequence[str]) -> None:
-        self._path, self._labels = path, labels
+    def __init__(self, path: Path, labels: Sequence[str] = ()) -> None:
+        self._path, self.labels = path, labels
         self._stack = ExitStack()
         self._writer: Any = None
         self.error: OSError | None = None
@@ -42,11 +42,11 @@ class CsvRows:
             self._fail(error)
         return self
 
-    def write(self, row: ImageRow) -> None:
-        """Add one."""
+    def write(self, row: ImageRow, place: int) -> None:
+        """Add one; its ``place`` in the set is not written."""
         if self._writer is None:
             return
-        names = ("" if i is None else self._labels[i] for i in (row.true, row.predicted, row.reference))
+        names = ("" if i is None else self.labels[i] for i in (row.true, row.predicted, row.reference))
         cells = (f"{x:.7g}" if isinstance(x, float) else x for x in row._replace(name=escape_name(row.name)))
         try:
             self._writer.writerow((*cells, *names))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,9 +105,8 @@ class Deviations:
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        # The place in the stream breaks ties: the earlier image stays.
+        # The place in the set breaks ties: the earlier image stays.
         self._heap: list[tuple[bool, float, int, Deviation]] = []
-        self._seen = 0
         self.histogram = np.zeros((2, DECADES[1] - DECADES[0]), np.int64)
 
     def add(
@@ -117,35 +116,50 @@ class Deviations:
         targets: NDArray[np.int64],
         outputs: Outputs,
         reference: Outputs,
+        places: Sequence[int],
     ) -> NDArray[np.float64]:
-        """Look at a batch of N images (uint8 ``[N, crop, crop, 3]``); gives their divergences ``[N]``."""
+        """Look at a batch of N images (uint8 ``[N, crop, crop, 3]``), with their places in the set.
+
+        Returns:
+            Their divergences ``[N]``.
+        """
         distances = divergence(outputs.logits, reference.logits)
         flipped = outputs.classes[:, 0] != reference.classes[:, 0]
         with np.errstate(divide="ignore"):
             decade = np.clip(np.floor(np.log10(distances)) - DECADES[0], 0, self.histogram.shape[1] - 1)
         np.add.at(self.histogram, (flipped.astype(np.int64), decade.astype(np.int64)), 1)
         for row, distance in enumerate(distances.tolist()):
-            self._seen += 1
-            key = bool(flipped[row]), distance, -self._seen
-            if len(self._heap) == self._kept and key <= self._heap[0][:3]:
-                continue
-            item = Deviation(
-                names[row],
-                int(targets[row]),
-                int(outputs.classes[row, 0]),
-                float(outputs.scores[row, 0]),
-                int(reference.classes[row, 0]),
-                float(reference.scores[row, 0]),
-                distance,
-                _thumbnail(images[row]),
-            )
-            push = heapq.heappush if len(self._heap) < self._kept else heapq.heapreplace
-            push(self._heap, (*key, item))
+
+            def item(row: int = row, distance: float = distance) -> Deviation:
+                return Deviation(
+                    names[row],
+                    int(targets[row]),
+                    int(outputs.classes[row, 0]),
+                    float(outputs.scores[row, 0]),
+                    int(reference.classes[row, 0]),
+                    float(reference.scores[row, 0]),
+                    distance,
+                    _thumbnail(images[row]),
+                )
+
+            self.keep(bool(flipped[row]), distance, places[row], item)
         return distances
+
+    def keep(self, flipped: bool, distance: float, place: int, make: Callable[[], Deviation]) -> None:
+        """Take an image in where it is among those that differ most; it is made only then."""
+        key = flipped, distance, -place
+        if len(self._heap) == self._kept and key <= self._heap[0][:3]:
+            return
+        push = heapq.heappush if len(self._heap) < self._kept else heapq.heapreplace
+        push(self._heap, (*key, make()))
+
+    def placed(self) -> list[tuple[int, Deviation]]:
+        """The images that differ most, worst first, with their places."""
+        return [(-place, item) for *_, place, item in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)]
 
     def worst(self) -> list[Deviation]:
         """The images that differ most, worst first."""
-        return [item for *_, item in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)]
+        return [item for _, item in self.placed()]
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> bytes:

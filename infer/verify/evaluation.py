@@ -36,12 +36,14 @@ class Labelled(NamedTuple):
         images: uint8 ``[N, crop, crop, 3]``.
         targets: true classes int64 ``[N]``, -1 where unknown.
         exact: what the reference gets, of the shape of ``images``; None for the same.
+        places: of the images in the data set ``[N]``; None where nobody asks for them.
     """
 
     records: list[Record]
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     exact: NDArray[np.uint8] | None = None
+    places: Sequence[int] | None = None
 
 
 class ImageRow(NamedTuple):
@@ -64,17 +66,18 @@ class Evaluation:
     Attributes:
         labels: class names in the order of the model.
         real: reassessed labels to count too.
-        each: called with the row of every image, in order.
+        each: called with the row of every image, in order, and its place in the set.
     """
 
     labels: Sequence[str]
     real: RealLabels | None = None
-    each: Callable[[ImageRow], None] | None = None
+    each: Callable[[ImageRow, int], None] | None = None
     tally: Tally = field(default_factory=Tally)
     reliability: Reliability = field(default_factory=Reliability)
     reference_reliability: Reliability = field(default_factory=Reliability)
     deviations: Deviations = field(default_factory=Deviations)
     classes: ClassTable = field(init=False)
+    _seen: int = 0
 
     def __post_init__(self) -> None:
         self.classes = ClassTable(len(self.labels))
@@ -82,6 +85,8 @@ class Evaluation:
     def add(self, batch: Labelled, outputs: Outputs, reference: Outputs | None) -> None:
         """Count a batch; ``reference`` is what FP32 gives for the same images."""
         targets, found = batch.targets, outputs.classes[:, 0]
+        places = range(self._seen, self._seen + len(targets)) if batch.places is None else batch.places
+        self._seen += len(targets)
         expected = None if reference is None else reference.classes[:, 0]
         self.tally.add(outputs, targets, reference)
         finite = finite_rows(outputs, reference)
@@ -92,13 +97,13 @@ class Evaluation:
         if reference is not None and expected is not None:
             self.reference_reliability.add(reference.scores[known, 0], (expected == targets)[known])
             names = [record.name for record in batch.records]
-            distances = self.deviations.add(names, batch.images, targets, outputs, reference)
+            distances = self.deviations.add(names, batch.images, targets, outputs, reference, places)
         if self.real is not None:
             records = [record for record, usable in zip(batch.records, finite, strict=True) if usable]
             self.real.add(records, found[finite], None if expected is None else expected[finite])
         if self.each is not None:
-            for row in _rows(batch, outputs, reference, distances):
-                self.each(row)
+            for place, row in zip(places, _rows(batch, outputs, reference, distances), strict=True):
+                self.each(row, place)
 
     def counts(self, unreadable: int) -> Counts:
         """Numbers of images; ``unreadable`` were not among those that were added."""

@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.verify.exact_sum import ExactSum
+
 BINS = 15
 
 
@@ -38,12 +40,12 @@ class Reliability:
     Attributes:
         images: int64 ``[bins]``, images in each bin.
         correct: int64 ``[bins]``, those of them whose top-1 is right.
-        confidence: float64 ``[bins]``, sums of their top-1 probabilities.
+        sums: of their top-1 probabilities, for each bin.
     """
 
     def __init__(self, bins: int = BINS) -> None:
         self.images, self.correct = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
-        self.confidence = np.zeros(bins)
+        self.sums = [ExactSum() for _ in range(bins)]
 
     def add(self, confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> None:
         """Count N images by top-1 probability ``[N]`` and whether the top-1 is right ``[N]``; NaN is left out."""
@@ -53,7 +55,13 @@ class Reliability:
         place = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
         self.images += np.bincount(place, minlength=bins)
         self.correct += np.bincount(place[right], minlength=bins)
-        self.confidence += np.bincount(place, weights=p, minlength=bins)
+        for bin_ in np.unique(place).tolist():
+            self.sums[bin_].add(p[place == bin_])
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Sums of the top-1 probabilities ``[bins]``."""
+        return np.array([float(one) for one in self.sums])
 
     @property
     def error(self) -> float | None:
@@ -63,13 +71,13 @@ class Reliability:
 
     def bins(self) -> list[Bin]:
         """All of them, in order."""
-        count = len(self.images)
+        count, sums = len(self.images), self.confidence
         return [
             Bin(
                 start=round(i / count, 6),
                 end=round((i + 1) / count, 6),
                 images=images,
-                confidence=float(self.confidence[i]) / images if images else None,
+                confidence=float(sums[i]) / images if images else None,
                 accuracy=int(self.correct[i]) / images if images else None,
             )
             for i, images in enumerate(self.images.tolist())

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.backends import REFERENCE, why_unavailable
-from infer.bundle import MANIFEST, Manifest, ModelInfo, add_accuracy, read_manifest
+from infer.bundle import MANIFEST, Manifest, ModelInfo, add_accuracy, read_labels, read_manifest
 from infer.bundle.accuracy_record import Accuracy, Figures
 from infer.checks.blame import Blame
 from infer.datasets import LabelledDataset, open_dataset
@@ -27,8 +28,18 @@ from infer.verify.accuracy import record
 from infer.verify.cause import IMAGES, find_cause
 from infer.verify.csv_rows import CsvRows
 from infer.verify.diagnosis import diagnose, lost_precision
-from infer.verify.evaluation import Details, Evaluation, Labelled, evaluate
+from infer.verify.evaluation import Details, Evaluation, ImageRow, Labelled, evaluate
 from infer.verify.label_order import describe
+from infer.verify.shards import (
+    Facts,
+    Share,
+    bundle_identity,
+    failures_in_order,
+    put_together,
+    read_shards,
+    rows_in_order,
+    write_shard,
+)
 from infer.verify.tensor_errors import TensorError, layer_errors
 from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE, Labels, Verdict, judge
 
@@ -109,92 +120,229 @@ def verify_bundle(
         BundleError, TargetUnavailableError, UntrainedError: see :func:`infer.open_bundle`.
     """
     with ExitStack() as stack:
-        runner = stack.enter_context(
-            open_bundle(folder, target=target, allow_untrained=allow_untrained, threads=threads)
-        )
-        runner.require_trained()
-        skipped = Skipped()
-        dataset = open_dataset(
-            data,
-            runner.labels,
-            runner.manifest.wnids,
-            ground_truth=ground_truth,
-            limit=limit,
-            seed=seed,
-            skipped=skipped,
-        )
-        fp32 = _open_reference(folder, runner, reference, reference_target, threads)
-        if fp32 is not None:
-            stack.enter_context(fp32)
-        failures = [printable(f"{unread.name}: {unread.defect}") for unread in dataset.unreadable]
-        classes = ClassNames(runner.labels, runner.manifest.wnids)
-        rows = None if csv_file is None else stack.enter_context(CsvRows(csv_file, runner.labels))
-        evaluation = Evaluation(
-            runner.labels,
-            None if real is None else read_real_labels(real, dataset.records, classes),
-            None if rows is None else rows.write,
-        )
-
-        with progress("verify", len(dataset)) as advance:
-
-            def batches() -> Iterator[Labelled]:
-                size = runner.backend.max_batch
-                exact: Iterator[tuple[Batch, object]] | None = None
-                if fast_decode and fp32 is not None:
-                    exact = dataset.batches(runner.preprocessing, size)
-                for batch, targets in dataset.batches(runner.preprocessing, size, strict=strict, fast=fast_decode):
-                    failures.extend(printable(str(failure.error)) for failure in batch.failures)
-                    advance(len(batch.records) + len(batch.failures))
-                    yield _labelled(batch, targets, None if exact is None else next(exact)[0])
-
-            evaluate(runner, fp32, batches(), evaluation)
-        figures = evaluation.figures()
+        written = None if csv_file is None else CsvRows(csv_file)
+        found = _measure(
+            stack, folder, data, Share(0, 1), written, reference=reference, reference_target=reference_target,
+            target=target, ground_truth=ground_truth, real=real, limit=limit, seed=seed, threshold=threshold,
+            max_unreadable=max_unreadable, strict=strict, allow_untrained=allow_untrained, threads=threads,
+            fast_decode=fast_decode,
+        )  # fmt: skip
+        runner, fp32, figures = found.runner, found.fp32, found.evaluation.figures()
+        failures = [*found.facts.unreadable, *(text for _, text in found.failures)]
         if figures.images == 0:
-            raise InputError(f"not one of {len(dataset)} images could be read; the first: {failures[0]}")
-        foreign = len(dataset.contradicted(classes))
-        source = None if fp32 is None else f"{fp32.folder.name} on {fp32.target}"
-        counts, names = evaluation.counts(len(failures)), ", ".join(Path(p).name for p in data)
-        labels = Labels(
-            classes=len(runner.labels),
-            commonest=int(evaluation.classes.images.max()),
-            contradicted=foreign,
-            hint=describe(evaluation.classes.reference_pairs(), len(runner.labels), runner.labels),
-        )
-        verdict = judge(counts, labels, threshold, unreadable=max_unreadable, complete=limit is None)
+            raise InputError(f"not one of {found.facts.images} images could be read; the first: {failures[0]}")
+        verdict = _verdict(found.evaluation, found.facts, len(failures), runner.labels)
         cause = None
         if fp32 is not None and (lost_precision(figures) or _disagrees(verdict, figures, threshold)):
-            cause = _cause(runner, fp32, dataset.sample(IMAGES, seed))
-        found = record(runner, counts, figures, verdict, threshold, names, source)
-        found.fast_decode = fast_decode
-        found.diagnosis = diagnose(
-            figures,
-            runner.manifest.model,
-            runner.preprocessing,
-            precision=runner.manifest.precision,
-            validation_set=dataset.is_validation_set(classes),
-            foreign_labels=foreign,
-            fast_decode=fast_decode,
-            cause=cause,
-        )
-        layers = _layers(folder, fp32, dataset.sample(layer_images, seed), runner) if layer_images else []
+            cause = _cause(runner, fp32, found.dataset.sample(IMAGES, seed))
+        layers = []
+        if layer_images:
+            layers = _layers(folder, fp32, found.dataset.sample(layer_images, seed), runner)
+        return _conclude(
+            folder, runner.manifest, runner.labels, runner.backend.device, found.evaluation, found.facts, failures,
+            cause=cause, layers=layers, csv_error=None if written is None else written.error,
+        )  # fmt: skip
+
+
+def verify_shard(folder: Path, data: Sequence[str], share: Share, output: Path, **options: Any) -> None:
+    """Run a share of the images, and write what was counted for :func:`merge_shards`.
+
+    Args:
+        folder, data: as of :func:`verify_bundle`.
+        share: which images.
+        output: JSON file to write, whole or not at all.
+        options: the others of :func:`verify_bundle` but ``csv_file`` and ``layer_images``.
+
+    Raises:
+        IResNetError: see :func:`verify_bundle`.
+    """
+    rows: list[tuple[int, ImageRow]] = []
+
+    class Kept:
+        @staticmethod
+        def write(row: ImageRow, place: int) -> None:
+            rows.append((place, row))
+
+    with ExitStack() as stack:
+        found = _measure(stack, folder, data, share, Kept(), **options)
+        device = found.runner.backend.device
+        write_shard(output, share, found.facts, device, found.evaluation, rows, found.failures)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A pass over images, with what it was made of."""
+
+    runner: Runner
+    fp32: Runner | None
+    dataset: LabelledDataset
+    evaluation: Evaluation
+    facts: Facts
+    failures: list[tuple[int, str]]
+
+
+class _Rows(Protocol):
+    def write(self, row: ImageRow, place: int) -> None: ...
+
+
+def _measure(
+    stack: ExitStack,
+    folder: Path,
+    data: Sequence[str],
+    share: Share,
+    rows: _Rows | None,
+    *,
+    reference: Path | None = None,
+    reference_target: str | None = None,
+    target: str | None = None,
+    ground_truth: Path | None = None,
+    real: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threshold: float = DEFAULT_THRESHOLD,
+    max_unreadable: float = DEFAULT_UNREADABLE,
+    strict: bool = False,
+    allow_untrained: bool = False,
+    threads: int | None = None,
+    fast_decode: bool = False,
+) -> _Measured:
+    """Run the images of a share; what is opened is closed with ``stack``."""
+    runner = stack.enter_context(open_bundle(folder, target=target, allow_untrained=allow_untrained, threads=threads))
+    runner.require_trained()
+    skipped = Skipped()
+    whole = open_dataset(
+        data,
+        runner.labels,
+        runner.manifest.wnids,
+        ground_truth=ground_truth,
+        limit=limit,
+        seed=seed,
+        skipped=skipped,
+    )
+    dataset = whole.part(share.index, share.count)
+    fp32 = _open_reference(folder, runner, reference, reference_target, threads)
+    if fp32 is not None:
+        stack.enter_context(fp32)
+    classes = ClassNames(runner.labels, runner.manifest.wnids)
+    if isinstance(rows, CsvRows):
+        rows.labels = runner.labels
+        stack.enter_context(rows)
+    labels = None if real is None else read_real_labels(real, whole.records, classes)
+    evaluation = Evaluation(runner.labels, labels, None if rows is None else rows.write)
+    failures: list[tuple[int, str]] = []
+
+    with progress("verify", len(dataset)) as advance:
+
+        def batches() -> Iterator[Labelled]:
+            size = runner.backend.max_batch
+            exact: Iterator[tuple[Batch, object]] | None = None
+            if fast_decode and fp32 is not None:
+                exact = dataset.batches(runner.preprocessing, size)
+            for batch, targets in dataset.batches(runner.preprocessing, size, strict=strict, fast=fast_decode):
+                for failure in batch.failures:
+                    place = share.index + share.count * failure.index
+                    failures.append((place, printable(str(failure.error))))
+                advance(len(batch.records) + len(batch.failures))
+                yield _labelled(batch, targets, None if exact is None else next(exact)[0], share)
+
+        evaluate(runner, fp32, batches(), evaluation)
+    facts = Facts(
+        bundle=bundle_identity(runner.manifest, runner.target),
+        reference=None if fp32 is None else bundle_identity(fp32.manifest, fp32.target),
+        target=runner.target,
+        data=", ".join(Path(p).name for p in data),
+        source=None if fp32 is None else f"{fp32.folder.name} on {fp32.target}",
+        images=len(whole),
+        names_sha256=whole.digest(),
+        validation_set=whole.is_validation_set(classes),
+        foreign=len(whole.contradicted(classes)),
+        left_out=[escape_name(record.name) for record in whole.left_out],
+        skipped=skipped.to_json(),
+        unreadable=[printable(f"{unread.name}: {unread.defect}") for unread in whole.unreadable],
+        threshold=threshold,
+        max_unreadable=max_unreadable,
+        complete=limit is None,
+        fast_decode=fast_decode,
+    )
+    return _Measured(runner, fp32, dataset, evaluation, facts, failures)
+
+
+def merge_shards(folder: Path, paths: Sequence[Path], csv_file: Path | None = None) -> Verification:
+    """Put the shares of a verification together and store the result in the manifest of ``folder``.
+
+    The figures are those of one run over all the images, digit for digit. Which part lost precision is not looked into:
+    that takes images.
+
+    Raises:
+        InputError: see :func:`infer.verify.shards.read_shards`; or they are of another bundle.
+    """
+    shards = read_shards(paths)
+    facts, manifest = shards[0].facts, read_manifest(folder)
+    if facts.bundle != bundle_identity(manifest, facts.target):
+        raise InputError(f"{paths[0]} is of another bundle than {folder}; run the shards on this one")
+    labels = read_labels(folder, manifest)
+    error = None
+    if csv_file is not None:
+        with CsvRows(csv_file, labels) as written:
+            for place, row in rows_in_order(shards):
+                written.write(row, place)
+        error = written.error
+    devices = "; ".join(dict.fromkeys(shard.device for shard in shards))
+    found = failures_in_order(shards)
+    return _conclude(folder, manifest, labels, devices, put_together(shards, labels), facts, found, csv_error=error)
+
+
+def _verdict(evaluation: Evaluation, facts: Facts, unreadable: int, labels: Sequence[str]) -> Verdict:
+    counts = evaluation.counts(unreadable)
+    known = Labels(
+        classes=len(labels),
+        commonest=int(evaluation.classes.images.max()),
+        contradicted=facts.foreign,
+        hint=describe(evaluation.classes.reference_pairs(), len(labels), labels),
+    )
+    return judge(counts, known, facts.threshold, unreadable=facts.max_unreadable, complete=facts.complete)
+
+
+def _conclude(
+    folder: Path,
+    manifest: Manifest,
+    labels: list[str],
+    device: str,
+    evaluation: Evaluation,
+    facts: Facts,
+    failures: list[str],
+    *,
+    cause: Blame | None = None,
+    layers: list[TensorError] | None = None,
+    csv_error: OSError | None = None,
+) -> Verification:
+    """Verdict, diagnosis and record of what was counted."""
+    figures = evaluation.figures()
+    if figures.images == 0:
+        raise InputError(f"not one of {facts.images} images could be read; the first: {failures[0]}")
+    counts = evaluation.counts(len(failures))
+    verdict = _verdict(evaluation, facts, len(failures), labels)
+    found = record(manifest, facts.target, device, counts, figures, verdict, facts.threshold, facts.data, facts.source)
+    found.fast_decode = facts.fast_decode
+    found.diagnosis = diagnose(
+        figures,
+        manifest.model,
+        manifest.preprocessing,
+        precision=manifest.precision,
+        validation_set=facts.validation_set,
+        foreign_labels=facts.foreign,
+        fast_decode=facts.fast_decode,
+        cause=cause,
+    )
     unrecorded = None
     try:
         add_accuracy(folder, found)
     except OSError as error:  # a bundle that cannot be written; the verdict holds all the same
         unrecorded = f"{folder / MANIFEST} cannot be written ({error.strerror})"
-    left_out = [escape_name(record.name) for record in dataset.left_out]
     return Verification(
-        found,
-        failures,
-        evaluation.details(),
-        runner.labels,
-        runner.manifest,
-        layers,
-        unrecorded,
-        left_out,
-        skipped,
-        None if rows is None else rows.error,
-    )
+        found, failures, evaluation.details(), labels, manifest, layers or [], unrecorded, facts.left_out,
+        Skipped(facts.skipped), csv_error,
+    )  # fmt: skip
 
 
 def _disagrees(verdict: Verdict, figures: Figures, threshold: float) -> bool:
@@ -210,12 +358,19 @@ def _cause(runner: Runner, fp32: Runner, sample: LabelledDataset) -> Blame | Non
         return None
 
 
-def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None) -> Labelled:
+def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None, share: Share) -> Labelled:
     """Images of one batch; with ``exact``, the same decoded exactly, those that only one way can read left out."""
+    places = (share.index + share.count * batch.indices).tolist()
     if exact is None:
-        return Labelled(batch.records, batch.images, targets)
+        return Labelled(batch.records, batch.images, targets, places=places)
     _, rows, others = np.intersect1d(batch.indices, exact.indices, assume_unique=True, return_indices=True)
-    return Labelled([batch.records[row] for row in rows], batch.images[rows], targets[rows], exact.images[others])
+    return Labelled(
+        [batch.records[row] for row in rows],
+        batch.images[rows],
+        targets[rows],
+        exact.images[others],
+        [places[row] for row in rows],
+    )
 
 
 def _layers(folder: Path, fp32: Runner | None, sample: LabelledDataset, runner: Runner) -> list[TensorError]:

@@ -137,7 +137,10 @@ def test_record(tiny):
     tally = Tally()
     tally.add(outputs([[1, 2], [2, 1], [5, 1]]), np.array([1, 1, -1]), outputs([[1, 2], [1, 2], [4, 1]]))
     with open_bundle(tiny) as runner:
-        found = record(runner, tally.counts(), tally.figures(), Verdict("failed", "why"), 0.6, "val", "x on y")
+        found = record(
+            runner.manifest, runner.target, runner.backend.device, tally.counts(), tally.figures(),
+            Verdict("failed", "why"), 0.6, "val", "x on y",
+        )  # fmt: skip
         assert found.plan_sha256 == runner.manifest.plans[0].files[0].sha256
     assert (found.target, found.data, found.reference) == ("openvino", "val", "x on y")
     assert (found.outcome, found.threshold) == ("failed", 0.6)

@@ -56,7 +56,7 @@ def test_the_worst_are_kept_whatever_the_batches():
     for part in np.array_split(np.arange(count), 7):
         part_names = [names[i] for i in part]
         distances += deviations.add(
-            part_names, images[part], targets[part], outputs(x[part]), outputs(r[part])
+            part_names, images[part], targets[part], outputs(x[part]), outputs(r[part]), part.tolist()
         ).tolist()
     flipped = x.argmax(1) != r.argmax(1)
     order = sorted(range(count), key=lambda i: (flipped[i], distances[i]), reverse=True)
@@ -73,7 +73,9 @@ def test_flips_come_before_larger_distances():
     r = np.array([[1.0, 0.99, 0.0], [9.0, 0.0, 0.0]])
     x = np.array([[0.99, 1.0, 0.0], [2.0, 0.0, 0.0]])
     deviations = Deviations()
-    distances = deviations.add(["flip", "far"], np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), outputs(x), outputs(r))
+    distances = deviations.add(
+        ["flip", "far"], np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), outputs(x), outputs(r), range(2)
+    )
     assert distances[0] < distances[1]
     assert [item.name for item in deviations.worst()] == ["flip", "far"]
 
@@ -82,7 +84,9 @@ def test_histogram_has_a_place_for_everything():
     r = np.array([[1.0, 0.0]] * 3)
     x = np.array([[1.0, 0.0], [1.1, 0.0], [np.nan, 0.0]])
     deviations = Deviations()
-    deviations.add(["same", "near", "nan"], np.zeros((3, 4, 4, 3), np.uint8), np.zeros(3), outputs(x), outputs(r))
+    deviations.add(
+        ["same", "near", "nan"], np.zeros((3, 4, 4, 3), np.uint8), np.zeros(3), outputs(x), outputs(r), range(3)
+    )
     assert deviations.histogram.sum() == 3
     assert deviations.histogram[0, 0] == 1  # nothing differs: the lowest decade
     assert deviations.histogram[:, -1].sum() == 1  # infinite: the highest
@@ -93,7 +97,9 @@ def test_logits_that_are_not_numbers_are_the_worst_and_stay_json():
     r = np.array([[1.0, 0.0, 0.5]] * 2)
     x = np.array([[0.0, 1.0, 0.5], [np.nan, 0.0, 0.0]])
     deviations = Deviations()
-    deviations.add(["flip", "nan"], np.zeros((2, 4, 4, 3), np.uint8), np.array([0, -1]), outputs(x), outputs(r))
+    deviations.add(
+        ["flip", "nan"], np.zeros((2, 4, 4, 3), np.uint8), np.array([0, -1]), outputs(x), outputs(r), range(2)
+    )
     worst = {item.name: item.to_json(["a", "b", "c"]) for item in deviations.worst()}
     json.dumps(worst, allow_nan=False)
     assert worst["nan"]["divergence"] is None
@@ -106,7 +112,7 @@ def test_thumbnails_show_what_the_network_saw(side, expected):
     pixels = np.zeros((1, side, side, 3), np.uint8)
     pixels[:, : side // 2] = 200, 40, 90
     deviations = Deviations()
-    deviations.add(["x"], pixels, np.array([0]), outputs([[1.0, 2.0]]), outputs([[2.0, 1.0]]))
+    deviations.add(["x"], pixels, np.array([0]), outputs([[1.0, 2.0]]), outputs([[2.0, 1.0]]), [0])
     thumbnail = Image.open(io.BytesIO(deviations.worst()[0].thumbnail))
     assert (thumbnail.format, thumbnail.size) == ("JPEG", (expected, expected))
     assert np.abs(np.array(thumbnail.getpixel((5, 5))) - (200, 40, 90)).max() < 6

@@ -101,7 +101,7 @@ def test_the_batches_do_not_matter(data):
 
 def test_a_row_for_every_image_in_order(data):
     rows = []
-    figures = run(data, Evaluation(LABELS, each=rows.append), Fixed(error=100.0), Fixed())
+    figures = run(data, Evaluation(LABELS, each=lambda row, place: rows.append(row)), Fixed(error=100.0), Fixed())
     assert [row.name for row in rows] == [record.name for record in data[0]]
     assert [row.true for row in rows] == data[2].tolist()
     assert [row.reference for row in rows] == data[2].tolist()
@@ -113,7 +113,7 @@ def test_a_row_for_every_image_in_order(data):
 def test_without_a_reference_and_without_classes(data):
     records, images, targets = data
     rows = []
-    evaluation = Evaluation(LABELS, each=rows.append)
+    evaluation = Evaluation(LABELS, each=lambda row, place: rows.append(row))
     figures = run((records, images, np.full_like(targets, -1)), evaluation, Fixed(), None)
     assert figures == {"images": 60}
     assert rows[0][:1] + rows[0][4:] == ("/data/0.png", None, None, None, None)
@@ -145,4 +145,4 @@ def test_memory_does_not_grow_with_the_images(data):
         return used
 
     kept(60)  # the images that differ most are found
-    assert kept(120) < 5_000  # bytes, of 7,200 images
+    assert kept(120) < 10_000  # bytes, of 7,200 images: the sums are integers of some 300 bytes
