@@ -155,6 +155,7 @@ def run_job(
     strict: bool = False,
     fast: bool = False,
     decoder: DecoderName = "host",
+    workers: int | None = None,
     meter: Meter,
     tally: JobCounts,
     failed: Callable[[Prediction], None],
@@ -171,7 +172,7 @@ def run_job(
         top: classes a row.
         strict: raise at the first image that cannot be read; the rows of the batches before it are written.
         fast: decode large JPEG files at a reduced size; see :func:`infer.images.jpeg.load_input`.
-        decoder: see :func:`infer.pipeline.run_records`.
+        decoder, workers: see :func:`infer.pipeline.run_records`.
         meter: kept up to date.
         tally: counts the rows.
         failed: told of each image that cannot be read.
@@ -181,7 +182,9 @@ def run_job(
         ImageError: under ``strict``.
         IResNetError: the sink cannot write.
     """
-    for answers in runner.run(records, strict=strict, fast=fast, decoder=decoder, waiting=meter.waiting):
+    for answers in runner.run(
+        records, workers=workers, strict=strict, fast=fast, decoder=decoder, waiting=meter.waiting
+    ):
         rows = _rows(answers, runner.labels, top)
         with meter.waiting("write"):
             sink.write(rows)

@@ -30,6 +30,7 @@ class Work:
         part_rows: records a part.
         top: classes a row.
         target, threads, strict, fast, gpu_decode: as on the command line.
+        cores: of an actor: its threads that decode.
         bundle_sha256: see :func:`infer.classify.ray.parts.bundle_digest`.
     """
 
@@ -43,6 +44,7 @@ class Work:
     top: int
     target: str | None
     threads: int | None
+    cores: int
     strict: bool
     fast: bool
     gpu_decode: bool
@@ -123,6 +125,7 @@ class Classifier:
                     strict=work.strict,
                     fast=work.fast,
                     decoder="dali" if work.gpu_decode else "host",
+                    workers=work.cores,
                     meter=Meter(),
                     tally=tally,
                     failed=lambda row: (

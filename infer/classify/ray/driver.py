@@ -113,7 +113,8 @@ def run(job: RayJob) -> Outcome:
         work = Work(
             infer.__version__, str(job.bundle.absolute()), str(folder.path), tuple(map(_absolute, job.inputs)),
             tuple(map(_absolute, job.lists)), job.column, rows, top, job.target,
-            job.threads if job.threads or actors.gpus else actors.cpus, job.strict, job.fast, job.gpu_decode,
+            job.threads if job.threads or actors.gpus else actors.cpus,
+            actors.cpus, job.strict, job.fast, job.gpu_decode,
             bundle_digest(manifest),
         )  # fmt: skip
         try:

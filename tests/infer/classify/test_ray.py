@@ -214,7 +214,7 @@ def work(tiny, images, tmp_path):
     (tmp_path / "rows.jsonl").mkdir()
     return Work(
         infer.__version__, str(tiny), str(tmp_path / "rows.jsonl"), tuple(map(str, images)), (), None, PART, 5, None,
-        1, False, False, False, bundle_digest(read_manifest(tiny)),
+        1, 1, False, False, False, bundle_digest(read_manifest(tiny)),
     )  # fmt: skip
 
 
