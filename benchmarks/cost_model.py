@@ -2,8 +2,8 @@
 
     python benchmarks/cost_model.py [--gpu-images 3000] [--storage 20]
 
-Prints the table of docs/many-machines.md. A machine does as many images a second as the slowest of its parts; all machines
-together no more than the storage gives. What is measured and what is assumed stands in :class:`Figures`.
+Prints the tables of docs/many-machines.md. A machine does as many images a second as the slowest of its parts; all
+machines together no more than the storage gives. What is measured and what is assumed stands in :class:`Figures`.
 """
 
 from __future__ import annotations

@@ -54,18 +54,24 @@ class Processes:
             self.seconds()
             time.sleep(0.1)
 
-    def seconds(self, driver: int = 0) -> float:
-        """So far; ``driver`` is one of them."""
-        for folder in Path("/proc").glob("[0-9]*"):
+    def seconds(self) -> float:
+        """So far, all that descend from this process: Ray's daemons, their workers, the driver."""
+        parents, used = {}, {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
             try:
-                command = (folder / "cmdline").read_bytes()
-                ours = b"ray" in command and b"ray_classify" not in command and b"--ray" not in command
-                if ours or folder.name == str(driver):
-                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    # A number comes again for another process, with another start.
-                    self._seen[f"{folder.name} {fields[19]}"] = int(fields[11]) + int(fields[12])
-            except (OSError, ValueError):
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
                 continue
+            number = int(path.parent.name)
+            parents[number] = int(fields[1])
+            # A number comes again for another process, with another start.
+            used[number] = f"{number} {fields[19]}", int(fields[11]) + int(fields[12])
+        for number, (key, ticks) in used.items():
+            ancestor = parents[number]
+            while ancestor in parents and ancestor != os.getpid():
+                ancestor = parents[ancestor]
+            if ancestor == os.getpid():
+                self._seen[key] = ticks
         return sum(self._seen.copy().values()) / TICKS
 
 
@@ -92,8 +98,8 @@ def run_on_ray(arguments: list[str], output: Path, actors: int, images: int, pro
         started, there = 0.0, 0
         while driver.poll() is None:
             if not started and (there := len(list(output.glob("part-*")))) >= actors:
-                started = processes.seconds(driver.pid)
-            last = processes.seconds(driver.pid)
+                started = processes.seconds()
+            last = processes.seconds()
             time.sleep(0.05)
         if driver.returncode:
             sys.exit((driver.stderr.read() if driver.stderr else b"").decode())
