@@ -130,7 +130,7 @@ def test_limits_of_the_application_hold_behind_the_proxy(deployed, pictures):
     many = [("f", (f"{n}", data)) for n, data in enumerate(pictures[:5])]
     assert httpx.post(f"{URL}/v1/classify", files=many, timeout=30).status_code == 400
     bad = httpx.post(f"{URL}/v1/classify", content=b"no picture", timeout=30)
-    assert bad.status_code == 400 and "body" in bad.json()["error"]
+    assert bad.status_code == 400 and "not an image" in bad.json()["error"]
 
 
 def test_a_new_bundle_without_a_failed_request(deployed, tiny, pictures):
