@@ -43,7 +43,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 class Processes:
-    """CPU seconds of Ray's processes on this machine, looked at ten times a second: some end on the way."""
+    """CPU seconds of Ray's processes on this machine, looked at every second: some end on the way."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
@@ -52,7 +52,7 @@ class Processes:
     def _watch(self) -> None:
         while True:
             self.seconds()
-            time.sleep(0.1)
+            time.sleep(1)
 
     def seconds(self) -> float:
         """So far, all that descend from this process: Ray's daemons, their workers, the driver."""
@@ -100,7 +100,7 @@ def run_on_ray(arguments: list[str], output: Path, actors: int, images: int, pro
             if not started and (there := len(list(output.glob("part-*")))) >= actors:
                 started = processes.seconds()
             last = processes.seconds()
-            time.sleep(0.05)
+            time.sleep(0.5)
         if driver.returncode:
             sys.exit((driver.stderr.read() if driver.stderr else b"").decode())
     return 1000 * (last - started) / (images - (there + actors) * PART_ROWS)
