@@ -113,9 +113,8 @@ def serve(
     Open http://127.0.0.1:8000 in a browser, or: curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
     """
     from infer.serve.limits import MIB, Limits
+    from infer.serve.opening import EarlyOpening
     from infer.serve.options import ServeOptions, parse_source
-    from infer.serve.run import serve as run
-    from infer.serve.sockets import Address
 
     limits = Limits(
         max_body=max_body * MIB,
@@ -141,8 +140,17 @@ def serve(
         access_log=access_log,
         limits=limits,
     )
-    port_of_grpc = grpc_port if grpc and grpc_uds is None else None
-    address = Address(host, port, port_of_grpc, uds, grpc_uds if grpc else None, certificate, key)
-    if address.public and tokens is None:
-        print("warning: other machines can reach this server, and it asks for no token; see --tokens", file=sys.stderr)
-    run(options, address, drain_timeout)
+    early = EarlyOpening(options)  # goes on while what follows is imported
+    try:
+        from infer.serve.run import serve as run
+        from infer.serve.sockets import Address
+
+        port_of_grpc = grpc_port if grpc and grpc_uds is None else None
+        address = Address(host, port, port_of_grpc, uds, grpc_uds if grpc else None, certificate, key)
+        if address.public and tokens is None:
+            print(
+                "warning: other machines can reach this server, and it asks for no token; see --tokens", file=sys.stderr
+            )
+        run(options, address, drain_timeout, early)
+    finally:
+        early.close()

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from infer.errors import DeviceError, ImageError
 from infer.images.jpeg import load_input
-from infer.pipeline.host import usable_cpus
 from infer.serve.batcher import Batcher
 from infer.serve.decoders import Decoders
 from infer.serve.limits import Budget, Limits
@@ -82,21 +80,6 @@ class Model:
         self._failures = 0
         self._rate = 0.0  # images a second that the device computes
         self._batcher = Batcher(backend, max_delay, self, f"{name} {version}")
-
-    @classmethod
-    def warm_up(cls, runner: Runner) -> None:
-        """Run every compiled batch size once: each is compiled, and checked by the known answers, when first needed.
-
-        Raises:
-            KnownAnswersError: the kernels of a batch size compute something else than the graph.
-        """
-        side, backend = runner.preprocessing.crop, runner.backend
-
-        def run(size: int) -> None:
-            backend.infer(np.zeros((size, side, side, 3), np.uint8))
-
-        with ThreadPoolExecutor(usable_cpus()) as pool:
-            list(pool.map(run, backend.compiled_batches or (1, backend.max_batch)))
 
     @property
     def labels(self) -> list[str]:

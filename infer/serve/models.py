@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from infer.errors import InputError, IResNetError
 from infer.serve.decoders import Decoders
 from infer.serve.metrics import Metrics, ModelMetrics
 from infer.serve.model import Model
+from infer.serve.opening import EarlyOpening, open_warm, resident_bytes
 from infer.serve.options import ENCODED, ServeOptions, Source, is_name, is_version
 from infer.serve.refusal import Refusal
 
@@ -39,12 +39,19 @@ class Models:
         decoders: threads that decode, for all models.
         metrics: of the server.
         on_broken: see :class:`infer.serve.model.Model`.
+        early: a bundle that is being opened already.
     """
 
     def __init__(
-        self, options: ServeOptions, decoders: Decoders, metrics: Metrics, on_broken: Callable[[Exception], None]
+        self,
+        options: ServeOptions,
+        decoders: Decoders,
+        metrics: Metrics,
+        on_broken: Callable[[Exception], None],
+        early: EarlyOpening | None = None,
     ) -> None:
         self._options, self._decoders, self._metrics, self._on_broken = options, decoders, metrics, on_broken
+        self._early = early
         self._table: dict[str, dict[str, Model]] = {}
         self._of_models: dict[tuple[str, str], ModelMetrics] = {}
         self._loading: set[str] = set()
@@ -192,25 +199,9 @@ class Models:
 
     def _open(self, source: Source) -> Model:
         """Open, warm up and check; in a thread."""
-        from infer.runner import open_bundle
-
         options = self._options
-        before = resident_bytes()
-        runner = open_bundle(
-            source.folder,
-            target=options.target,
-            allow_untrained=options.allow_untrained,
-            threads=options.threads,
-            gpu=options.gpu,
-        )
-        try:
-            runner.require_trained()
-            if options.require_verified:
-                runner.require_verified()
-            Model.warm_up(runner)
-        except BaseException:
-            runner.close()
-            raise
+        opened = None if self._early is None else self._early.take(source)
+        runner, before = open_warm(source, options) if opened is None else opened
         key = (str(source.name), str(source.version))
         metrics = self._of_models.setdefault(key, ModelMetrics(self._metrics, *key))
         metrics.describe(
@@ -296,12 +287,3 @@ def plan_bytes(folder: Path, target: str | None = None) -> int:
     manifest = read_manifest(folder)
     sizes = [sum(f.size for f in plan.files) for plan in manifest.plans if target in (None, plan.target)]
     return min(sizes, default=manifest.graph.size) if target is None else max(sizes, default=manifest.graph.size)
-
-
-def resident_bytes() -> int:
-    """Memory of this process, 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

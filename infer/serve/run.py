@@ -21,6 +21,7 @@ from infer.errors import IResNetError
 from infer.names import printable
 from infer.serve.app import application
 from infer.serve.connections import LINGER, bounded
+from infer.serve.opening import EarlyOpening
 from infer.serve.options import ServeOptions
 from infer.serve.service import Service
 from infer.serve.sockets import Address, check_tls, listen_grpc, listen_http, url
@@ -30,8 +31,10 @@ _AFTER_FAILURE = 1.0
 _STEP = 0.02
 
 
-def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) -> None:
-    """Serve until a signal comes.
+def serve(
+    options: ServeOptions, address: Address, drain_timeout: float = 30.0, early: EarlyOpening | None = None
+) -> None:
+    """Serve until a signal comes; ``early`` has begun to open what is served.
 
     SIGTERM: not ready at once, accepted work is finished for up to ``drain_timeout`` seconds, then this returns.
     Ctrl-C: the same, then KeyboardInterrupt; a second one does not wait. A model that is broken for good ends the
@@ -43,6 +46,7 @@ def serve(options: ServeOptions, address: Address, drain_timeout: float = 30.0) 
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside each counter
     server = Server(options, address, drain_timeout)
+    server.service.early = early
     server.run()
     if server.error is not None:
         raise server.error

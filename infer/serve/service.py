@@ -17,6 +17,7 @@ from infer.serve.decoders import Decoders
 from infer.serve.limits import Budget
 from infer.serve.metrics import Metrics
 from infer.serve.models import Models
+from infer.serve.opening import EarlyOpening
 from infer.serve.options import ServeOptions
 from infer.serve.refusal import Refusal
 
@@ -35,6 +36,7 @@ class Service:
         failure: what made the server unusable for good; None while it is not.
         on_failure: called once, in the event loop, when ``failure`` is set.
         on_ready: called once, in the event loop, when every model is loaded.
+        early: a bundle that is being opened already; to be set before :meth:`start`.
 
     Raises:
         InputError: the file of the tokens cannot be used.
@@ -49,6 +51,7 @@ class Service:
         self.failure: Exception | None = None
         self.on_failure: Callable[[Exception], None] | None = None
         self.on_ready: Callable[[], None] | None = None
+        self.early: EarlyOpening | None = None
         self._state: State = "loading"
         self._broken_model = False
         self._loader: asyncio.Task[None] | None = None
@@ -91,7 +94,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         if self.options.access_log:
             self.log = AccessLog(sys.stdout.buffer, self.metrics.dropped.inc)
-        self._models = Models(self.options, self._decoders, self.metrics, self._broken)
+        self._models = Models(self.options, self._decoders, self.metrics, self._broken, self.early)
         self._loader = self._loop.create_task(self._load())
 
     async def loaded(self) -> None:

@@ -46,9 +46,10 @@ class Running:
 
 
 @contextmanager
-def running(options: ServeOptions, address: Address | None = None, *, ready=True):
+def running(options: ServeOptions, address: Address | None = None, *, ready=True, early=None):
     """A server on free ports; ended as by SIGTERM."""
     server = Server(options, address or Address(port=0, grpc_port=0), drain_timeout=10)
+    server.service.early = early
     started = threading.Event()
     begin = server.startup
 

@@ -40,15 +40,15 @@ def test_any_asgi_server_will_do(tiny, pictures, runner):
 
 
 def test_not_ready_while_models_load(serve, pictures, monkeypatch):
-    from infer.serve.model import Model
+    from infer.serve import opening
 
-    hold, warm = threading.Event(), Model.warm_up
+    hold, warm = threading.Event(), opening.warm_up
 
     def warm_up(runner):
         hold.wait(20)
         warm(runner)
 
-    monkeypatch.setattr(Model, "warm_up", staticmethod(warm_up))
+    monkeypatch.setattr(opening, "warm_up", warm_up)
     with serve(ready=False) as server, server.client() as http:
         assert http.get("/v2/health/live").status_code == 200
         assert http.get("/v2/health/ready").json() == {"ready": False, "state": "loading"}
