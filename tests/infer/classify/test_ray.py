@@ -79,7 +79,10 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     store = {"object_store_memory": 200 * 2**20, "num_cpus": 1}
-    made = Cluster(initialize_head=True, head_node_args={**store, "include_dashboard": False})
+    # A node is given up after two seconds instead of fifteen.
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {**store, "include_dashboard": False, "_system_config": health}
+    made = Cluster(initialize_head=True, head_node_args=head)
     workers = [made.add_node(**store) for _ in range(2)]
     made.wait_for_nodes()
     yield made, workers
