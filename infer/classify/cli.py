@@ -17,10 +17,11 @@ from infer.choices import Runs
 from infer.command_line import DebugOption, ThreadsOption, guarded
 from infer.errors import ImageError, InputError, IResNetError
 from infer.names import printable
+from infer.shard import Shard
 from infer.tables import say
 
 if TYPE_CHECKING:
-    from infer.classify.job import JobCounts, Shard
+    from infer.classify.job import JobCounts
     from infer.classify.meter import Meter
     from infer.classify.partial import PartialOutput, Recorded
     from infer.classify.sinks import FileSink, Sink
@@ -95,7 +96,7 @@ def classify(
     Images that cannot be read are named on standard error, have a row with the reason under --json and --output, and
     make the exit code 1 (2 where no image could be read).
     """
-    from infer.classify.job import JobCounts, Shard, begin, identity, run_job
+    from infer.classify.job import JobCounts, begin, identity, run_job
     from infer.classify.meter import Meter, shown
     from infer.classify.shard_record import NamesHash, write_record
     from infer.classify.sinks import StreamSink, open_sink, partial_output

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infer.classify.job import Shard
 from infer.classify.shard_record import NamesHash, ShardRecord, read_record
 from infer.classify.sinks import SUFFIXES, text_form
 from infer.errors import InputError
 from infer.files import replacing
 from infer.names import escape_name
+from infer.shard import Shard
 
 #: What all shards of a job must have in common, and what may differ from machine to machine but is told.
 _SAME, _TOLD = ("bundle", "column", "top"), ("target", "device", "batch", "decoder")

@@ -19,8 +19,8 @@ from infer.tables import Column, print_facts, print_table, say
 
 if TYPE_CHECKING:
     from infer.bundle.accuracy_record import Accuracy, Figures
+    from infer.shard import Shard
     from infer.verify.run import Verification
-    from infer.verify.shards import Share
     from infer.verify.tensor_errors import TensorError
 
 
@@ -46,9 +46,9 @@ def verify(
         int | None, typer.Option(min=1, help="Use so many images, class-balanced, chosen by --seed.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of FP32's top-1 that is needed.")] = 0.99,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Shard of FP32's top-1 that is needed.")] = 0.99,
     max_unreadable: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the images that may be unreadable; more fails.")
+        float, typer.Option(min=0, max=1, help="Shard of the images that may be unreadable; more fails.")
     ] = 0.01,
     target: Annotated[
         Runs | None,
@@ -84,14 +84,14 @@ def verify(
 
     The figures are taken by running this very bundle and are stored in its manifest.
     """
+    from infer.shard import Shard
     from infer.verify.run import merge_shards, verify_bundle, verify_shard
-    from infer.verify.shards import Share
 
     if plot is not None and not layers_limit:
         raise InputError("--plot draws what --layers-limit compares; pass that too, such as --layers-limit 64")
     for option, path in (("--report", report), ("--csv", csv), ("--plot", plot)):
         check_output(option, path)
-    share = None if shard is None else Share.parse(shard)
+    share = None if shard is None else Shard.parse(shard)
     _check_shards(data, share, output, merge, wanted=(report, csv, plot))
     measured: dict[str, Any] = {
         "reference": reference,
@@ -138,7 +138,7 @@ def verify(
 
 def _check_shards(
     data: list[str] | None,
-    share: Share | None,
+    share: Shard | None,
     output: Path | None,
     merge: list[str] | None,
     wanted: tuple[Path | None, ...],

@@ -20,11 +20,12 @@ from infer.errors import InputError
 from infer.names import escape_name, printable
 from infer.pipeline.host import Batch
 from infer.runner import Runner, open_bundle
+from infer.shard import Shard
 from infer.sources import Skipped
 from infer.terminal import progress
 from infer.verify.csv_rows import CsvRows
 from infer.verify.evaluation import Evaluation, ImageRow, Labelled, evaluate
-from infer.verify.shards import Facts, Share, bundle_identity
+from infer.verify.shards import Facts, bundle_identity
 from infer.verify.verdict import DEFAULT_THRESHOLD, DEFAULT_UNREADABLE
 
 
@@ -60,7 +61,7 @@ def measure(
     stack: ExitStack,
     folder: Path,
     data: Sequence[str],
-    share: Share,
+    share: Shard,
     rows: Rows | None,
     *,
     reference: Path | None = None,
@@ -145,7 +146,7 @@ def measure(
     return Measured(runner, fp32, dataset, evaluation, facts, failures)
 
 
-def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None, share: Share) -> Labelled:
+def _labelled(batch: Batch, targets: NDArray[np.int64], exact: Batch | None, share: Shard) -> Labelled:
     """Images of one batch; with ``exact``, the same decoded exactly, those that only one way can read left out."""
     places = (share.index + share.count * batch.indices).tolist()
     if exact is None:

@@ -16,6 +16,7 @@ from infer.checks.blame import Blame
 from infer.datasets import LabelledDataset
 from infer.errors import InputError, TargetUnavailableError
 from infer.runner import Runner
+from infer.shard import Shard
 from infer.sources import Skipped
 from infer.terminal import progress
 from infer.verify.accuracy import record
@@ -27,7 +28,6 @@ from infer.verify.label_order import describe
 from infer.verify.measure import measure
 from infer.verify.shards import (
     Facts,
-    Share,
     bundle_identity,
     failures_in_order,
     put_together,
@@ -117,7 +117,7 @@ def verify_bundle(
     with ExitStack() as stack:
         written = None if csv_file is None else CsvRows(csv_file)
         found = measure(
-            stack, folder, data, Share(0, 1), written, reference=reference, reference_target=reference_target,
+            stack, folder, data, Shard(0, 1), written, reference=reference, reference_target=reference_target,
             target=target, ground_truth=ground_truth, real=real, limit=limit, seed=seed, threshold=threshold,
             max_unreadable=max_unreadable, strict=strict, allow_untrained=allow_untrained, threads=threads,
             fast_decode=fast_decode,
@@ -139,7 +139,7 @@ def verify_bundle(
         )  # fmt: skip
 
 
-def verify_shard(folder: Path, data: Sequence[str], share: Share, output: Path, **options: Any) -> None:
+def verify_shard(folder: Path, data: Sequence[str], share: Shard, output: Path, **options: Any) -> None:
     """Run a share of the images, and write what was counted for :func:`merge_shards`.
 
     Args:

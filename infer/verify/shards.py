@@ -18,6 +18,7 @@ from infer.bundle import Manifest
 from infer.datasets.real_labels import RealLabels
 from infer.errors import InputError
 from infer.files import write_bytes
+from infer.shard import Shard
 from infer.verify.accuracy import Tally
 from infer.verify.deviations import Deviation
 from infer.verify.evaluation import Evaluation, ImageRow
@@ -26,36 +27,6 @@ from infer.verify.reliability import Reliability
 
 FORMAT = 1
 _SUMS = ("absolute", "signal", "noise", "cosine")
-
-
-class Share(msgspec.Struct, frozen=True):
-    """``i/n``: images i, i + n, ... of the set.
-
-    Attributes:
-        index: i, from 0.
-        count: n.
-    """
-
-    index: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        """``2/8`` as the third of eight.
-
-        Raises:
-            InputError: not that, or an index that is not below the count.
-        """
-        first, slash, second = text.partition("/")
-        if not slash or not all(word.isascii() and word.isdigit() for word in (first, second)):
-            raise InputError(f"--shard: expected i/n such as 0/4, found {text!r}")
-        share = cls(int(first), int(second))
-        if share.index >= share.count:
-            raise InputError(f"--shard: i counts from 0 and is below n, found {text}")
-        return share
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
 
 class Facts(msgspec.Struct, kw_only=True):
@@ -122,7 +93,7 @@ class VerifyShard(msgspec.Struct, kw_only=True):
 
     format: int
     version: str
-    share: Share
+    share: Shard
     facts: Facts
     device: str
     tally: dict[str, int]
@@ -150,7 +121,7 @@ def bundle_identity(manifest: Manifest, target: str) -> str:
 
 def write_shard(
     path: Path,
-    share: Share,
+    share: Shard,
     facts: Facts,
     device: str,
     evaluation: Evaluation,

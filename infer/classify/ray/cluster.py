@@ -38,7 +38,7 @@ class Actors:
 
 
 def import_ray() -> Any:
-    """Ray with Ray Data, told to send nothing home and to keep its sockets on one interface.
+    """Ray with Ray Data, told to send nothing home.
 
     Raises:
         MissingDependencyError: it is not installed.

@@ -60,7 +60,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
         part_rows: records a part, but for the last.
         images: of the job.
         names_sha256: of all slices' hashes in order.
-        finished: parts by number, once the job has ended; empty before.
+        finished: rows of all parts, once the job has ended; None before.
     """
 
     job: dict[str, Any]

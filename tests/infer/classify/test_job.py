@@ -14,11 +14,12 @@ from PIL import Image
 from specs import sized
 
 from infer.backends.base import Outputs
-from infer.classify.job import JobCounts, Shard, run_job, skip_kept
+from infer.classify.job import JobCounts, run_job, skip_kept
 from infer.classify.meter import Meter
 from infer.classify.sinks.rows import Kept
 from infer.errors import ImageError, InputError, IResNetError
 from infer.pipeline import run_records
+from infer.shard import Shard
 from infer.sources import Record
 
 BATCH = 4
