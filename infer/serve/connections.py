@@ -127,6 +127,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer was written, if not read."""
         super().on_response_complete()
+        if self.pipeline:
+            # uvicorn reads on after every answer, so that requests sent ahead would pile up without a bound.
+            self.flow.pause_reading()
         if self.transport.is_closing():
             self._close()
 
