@@ -252,10 +252,21 @@ def test_a_client_that_does_not_read(serve, pictures):
 
             thread = threading.Thread(target=send)
             thread.start()
+
+            def connections():
+                return set(server.server.server_state.connections)
+
             deadline = time.monotonic() + 25
-            while server.in_loop(lambda: len(server.server.server_state.connections)) and time.monotonic() < deadline:
+            while not (found := server.in_loop(connections)) and time.monotonic() < deadline:
+                time.sleep(0.002)
+            (connection_there,) = found
+            most = 0
+            while server.in_loop(connections) and time.monotonic() < deadline:
+                most = max(most, server.in_loop(lambda: len(connection_there.pipeline)))
                 time.sleep(0.02)
-            assert server.in_loop(lambda: len(server.server.server_state.connections)) == 0
+            assert server.in_loop(connections) == set()
+            # Of 20,000 requests, those of one read (256 KiB at most) and no more wait in the server.
+            assert 0 < most <= 256 * 1024 / (len(request) / 50)
             thread.join()
         with server.client() as client:
             assert client.post("/v1/classify", content=pictures[0]).status_code == 200
